@@ -1,0 +1,252 @@
+//! The disk behind one trait.
+//!
+//! `log`, `segment` and `recovery` know a [`Disk`], its [`File`]s and, for what may block for long
+//! (syncs), a [`Lane`]; they do not know whether calls go through an io_uring, through plain system
+//! calls, or to a disk that exists only in memory and fails on request. [`open`] probes and picks;
+//! [`Backend`] says which and why.
+//!
+//! Page-cache writes are inline `pwrite`s in both real backends: on ext4 the ring punts every
+//! buffered write to a kernel worker, at twice the CPU (docs/DESIGN.md, "Why inline writes").
+//!
+//! Time is read from a [`Clock`], so that a simulated run can be replayed.
+
+mod clock;
+mod lock;
+mod plain;
+mod pool;
+mod probe;
+mod ring;
+mod send;
+mod wake;
+
+pub use clock::{Clock, SystemClock};
+pub use lock::DirLock;
+pub use probe::{Probe, probe};
+pub use send::{copy_to_fd, send_file, splice_file};
+pub use wake::Waker;
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// A file of a [`Disk`], shared between threads.
+pub type FileRef = Arc<dyn File>;
+
+/// How [`Disk::open`] opens a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Must exist; reads only.
+    Read,
+    /// Must exist; reads and writes.
+    ReadWrite,
+    /// Must not exist; created empty.
+    CreateNew,
+    /// Created if missing, emptied if there.
+    CreateOrTruncate,
+}
+
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// Anything else: links, sockets, devices. The engine leaves them alone.
+    Other,
+}
+
+/// One name in a directory. Names that are not UTF-8 are passed over: no file of a log has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirEntry {
+    /// The last component of the path.
+    pub name: String,
+    /// What it stands for.
+    pub kind: EntryKind,
+}
+
+/// Size and time of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileStat {
+    /// Bytes.
+    pub len: u64,
+    /// Last change of its bytes.
+    pub modified: SystemTime,
+}
+
+/// Names and files: everything of a file system that the engine uses.
+///
+/// Creation, rename and removal are durable only after [`Disk::sync_dir`] of the directory.
+pub trait Disk: Send + Sync + Debug {
+    /// Opens a file.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileRef>;
+    /// Creates a directory whose parent exists.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Renames a file or directory, replacing a file of that name.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory and all below it.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// Names in a directory, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>>;
+    /// Size and time of a file, without opening it.
+    fn stat(&self, path: &Path) -> io::Result<FileStat>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// A new lane; each shard has one.
+    fn lane(&self) -> io::Result<Box<dyn Lane>>;
+    /// Which backend this is, and why it was picked.
+    fn backend(&self) -> &Backend;
+}
+
+/// An open file. Positions and lengths are bytes.
+pub trait File: Send + Sync + Debug {
+    /// Reads at most `buf.len()` bytes; 0 at the end of the file.
+    fn read_at(&self, buf: &mut [u8], position: u64) -> io::Result<usize>;
+    /// Writes at most `buf.len()` bytes, growing the file; may write fewer.
+    fn write_at(&self, buf: &[u8], position: u64) -> io::Result<usize>;
+    /// Size now.
+    fn len(&self) -> io::Result<u64>;
+    /// True if it has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or grows (with zeros).
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Makes bytes and size durable (fdatasync).
+    fn sync_data(&self) -> io::Result<()>;
+    /// The descriptor, for sendfile and splice; none on a simulated disk.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Reads exactly `buf.len()` bytes, or fails with `UnexpectedEof`.
+    fn read_exact_at(&self, mut buf: &mut [u8], mut position: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read_at(buf, position) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    buf = buf.get_mut(n..).unwrap_or_default();
+                    position += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until `buf` is full or the file ends; returns how many bytes.
+    fn read_up_to(&self, buf: &mut [u8], position: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match self.read_at(rest, position + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes all of `buf`, or fails; then any prefix of it may have been written.
+    fn write_all_at(&self, mut buf: &[u8], mut position: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.write_at(buf, position) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    buf = buf.get(n..).unwrap_or_default();
+                    position += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Work a lane does while its shard goes on.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// fdatasync of a file.
+    SyncData(FileRef),
+}
+
+/// A finished [`Op`].
+#[derive(Debug)]
+pub struct Done {
+    /// The token it was submitted with.
+    pub token: u64,
+    /// What the system said.
+    pub result: io::Result<()>,
+}
+
+/// A shard's queue of operations that may block, and the place where it sleeps.
+///
+/// One thread owns a lane; only its [`Waker`] is shared.
+pub trait Lane: Send {
+    /// Queues an operation. Never blocks on the disk; the lane grows a backlog of its own when the
+    /// kernel's queue is full.
+    fn submit(&mut self, op: Op, token: u64);
+    /// Hands queued operations to the kernel and moves what has finished to `done`. Never blocks.
+    fn reap(&mut self, done: &mut Vec<Done>);
+    /// Sleeps until an operation finishes, the waker is called, or the time is over.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Wakes this lane's `wait` from any thread.
+    fn waker(&self) -> Arc<Waker>;
+    /// Operations submitted and not yet reaped.
+    fn pending(&self) -> usize;
+}
+
+/// Which backend serves a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendKind {
+    /// Syncs and waits through io_uring, page-cache writes inline.
+    IoUring,
+    /// Plain system calls; syncs on a small pool of threads.
+    Plain,
+}
+
+impl BackendKind {
+    /// The name shown by `loglane doctor` and in benchmark output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            BackendKind::IoUring => "io_uring",
+            BackendKind::Plain => "plain",
+        }
+    }
+}
+
+/// The backend that was picked, and why.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// Which.
+    pub kind: BackendKind,
+    /// Why this one, in a sentence for people.
+    pub reason: String,
+}
+
+/// What the host asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BackendChoice {
+    /// io_uring if the probe finds it usable, else plain calls.
+    #[default]
+    Auto,
+    /// io_uring, or an error that says why not.
+    IoUring,
+    /// Plain calls.
+    Plain,
+}
+
+/// Picks a backend for the file system of `dir`.
+///
+/// # Errors
+/// Only if `choice` is [`BackendChoice::IoUring`] and the kernel refuses it.
+pub fn open(dir: &Path, choice: BackendChoice) -> io::Result<Arc<dyn Disk>> {
+    plain::open(dir, choice)
+}
