@@ -20,8 +20,8 @@ command -v mvn >/dev/null || die 'Maven is missing: install it (Debian: maven); 
 echo "kafka harness: fetching Kafka 4.3.1 (about 54 MB the first time) and compiling, Java $java_major" >&2
 rm -rf "$cache/stamp" "$cache/classes" "$cache/lib" "$cache/target"
 if ! JAVA_HOME=$java_home mvn -B -q -f "$here/pom.xml" process-classes >"$cache/setup.log" 2>&1 9>&-; then
-    cat "$cache/setup.log" >&2
-    die 'Maven failed (above). Without a network it needs a filled local repository.'
+    grep -m 20 ERROR "$cache/setup.log" >&2 || tail -n 20 "$cache/setup.log" >&2
+    die "Maven failed (above; all of it in $cache/setup.log). Without a network it needs a filled local repository."
 fi
 sources_stamp >"$cache/stamp"
 echo "kafka harness: ready, $(ls "$cache/lib" | wc -l) jars" >&2

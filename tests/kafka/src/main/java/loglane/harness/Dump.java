@@ -174,7 +174,7 @@ final class Dump {
                     report.faults.add("harness: entry " + count + " is zero: the index is not trimmed");
                 break;
             }
-            // .timeindex: offsets may repeat only together with… nothing: both fields of both files rise.
+            // Both fields of both files rise from entry to entry.
             if (key <= previousKey || last <= previousLast)
                 report.faults.add("harness: entry " + count + " (" + key + "," + last + ") is not above (" + previousKey + "," + previousLast + ")");
             previousKey = key;

@@ -54,6 +54,9 @@ final class Format {
         properties.put("log.retention.ms", "-1");
         // 128 MiB by default, allocated at start.
         properties.put("log.cleaner.dedupe.buffer.size", "8388608");
+        // After kill -9 a new start must wait until the old session ends; 9 s by default.
+        properties.put("broker.session.timeout.ms", "3000");
+        properties.put("broker.heartbeat.interval.ms", "500");
         properties.put("num.network.threads", "2");
         properties.put("num.io.threads", "4");
         properties.putAll(Workdir.pairs(overrides));
