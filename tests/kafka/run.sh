@@ -58,8 +58,8 @@ running_pid() {
     pid=$(cat "$workdir/pid")
     [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
     # A zombie (its parent has not reaped it yet) has ended.
-    [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ] || return 1
-    ps -o args= -ww -p "$pid" | grep -qF -- "$workdir/server.properties" || return 1
+    [[ $(cat "/proc/$pid/stat" 2>/dev/null) =~ \)\ ([A-Z]) ]] && [ "${BASH_REMATCH[1]}" != Z ] || return 1
+    tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF -- "$workdir/server.properties" || return 1
     printf '%s' "$pid"
 }
 

@@ -33,6 +33,7 @@ final class Dump {
     private static final Pattern GAP = Pattern.compile("  (-?\\d+) is followed by (-?\\d+)");
     private static final int OFFSET_ENTRY_BYTES = 8;
     private static final int TIME_ENTRY_BYTES = 12;
+    private static final int FAULTS_SHOWN_MAX = 20;
 
     /** What the caller asked for. */
     private record Options(boolean print, boolean gaps, boolean live) { }
@@ -73,7 +74,9 @@ final class Dump {
             } else {
                 faulty++;
                 System.out.println("FAULT " + file + summary(report));
-                report.faults.forEach(fault -> System.out.println("  " + fault));
+                report.faults.stream().limit(FAULTS_SHOWN_MAX).forEach(fault -> System.out.println("  " + fault));
+                if (report.faults.size() > FAULTS_SHOWN_MAX)
+                    System.out.println("  and " + (report.faults.size() - FAULTS_SHOWN_MAX) + " more lines");
             }
         }
         if (faulty > 0)

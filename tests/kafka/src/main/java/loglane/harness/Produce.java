@@ -30,7 +30,9 @@ final class Produce {
     private static final String[] CODECS = {"none", "gzip", "snappy", "lz4", "zstd"};
     /** Different sizes, on both sides of index.interval.bytes = 4096. */
     private static final int[] BATCH_BYTES = {16_384, 65_536, 2_048, 32_768, 8_192};
-    private static final long FIRST_TIMESTAMP = 1_700_000_000_000L;
+    /** Fixed, so that the seed says it all; a test of producer expiry (1 d) or retention needs a recent one. */
+    private static final long FIRST_TIMESTAMP =
+        Long.parseLong(System.getenv().getOrDefault("LOGLANE_KAFKA_FIRST_TIMESTAMP", "1700000000000"));
     private static final int VALUE_BYTES_MAX = 2_048;
 
     private record Sent(String rest, Future<RecordMetadata> ack) { }
