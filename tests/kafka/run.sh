@@ -142,7 +142,7 @@ was_recovered() {
     need_workdir "$@"
     local log=$workdir/broker.log
     [ -f "$log" ] || die "$workdir has no broker.log: not started yet"
-    grep -q ' INFO Loaded [0-9]* logs in ' "$log" || die 'the last start did not get as far as loading logs'
+    grep -q ' INFO Loading logs from log dirs ' "$log" || die 'the last start did not get as far as loading logs'
     awk '
         function partition(line) { match(line, /partition=[^,]*/); return substr(line, RSTART + 10, RLENGTH - 10) }
         / INFO Recovering [0-9]+ logs from .* since no clean shutdown file was found/ { print "unclean-start"; found = 1 }
@@ -162,8 +162,12 @@ was_recovered() {
         }
         / marked stray and renamed to / { match($0, /Log in [^ ]*/); print "stray " substr($0, RSTART + 7, RLENGTH - 7); found = 1 }
         / WARN Error occurred while reading .*-offset-checkpoint file/ { print "checkpoint-unreadable"; found = 1 }
-        / ERROR Error while loading log dir | INFO Error while loading logs in / { print "load-failed"; found = 1 }
-        END { if (!found) print "none" }
+        / INFO Loaded [0-9]+ logs in / { loaded = 1 }
+        / ERROR Error while loading log dir / { loaded = 0; failed = 1 }
+        END {
+            if (!loaded || failed) { print "load-failed"; found = 1 }
+            if (!found) print "none"
+        }
     ' "$log"
 }
 
