@@ -86,8 +86,11 @@ broken; poke snapshot 30 '\x99'; must_fault 'a changed byte in .snapshot' "$top/
 step 'start after clean stop' "$run" start "$work"
 [ "$(recovered)" = none ] || fail "recovered after a clean stop: $(recovered)"
 step 'kill' "$run" kill "$work"
+last=$(find "$work/data/t-0" -name '*.log' | sort | tail -n1)
+head -c 100 /dev/zero >>"$last" # as an append torn by the crash
 step 'start after kill -9' "$run" start "$work"
 recovered | grep -q '^recovered t-0 segment=' || fail 'a crash went unseen by was-recovered'
+recovered | grep -qx 'truncated t-0' || fail 'a cut tail went unseen by was-recovered'
 step 'consume after kill -9' "$run" consume "$work" t "$top/consumed.txt"
 cmp "$work/expected-t.txt" "$top/consumed.txt" || fail 'Kafka lost records over the crash'
 step 'stop' "$run" stop "$work"
