@@ -262,6 +262,33 @@ impl Error {
             _ => Error::Io { op, path, source },
         }
     }
+
+    /// The same error once more, for each of the requests that one write or sync carried.
+    pub(crate) fn repeat(&self) -> Error {
+        match self {
+            Error::NoSpace { path } => Error::NoSpace { path: path.clone() },
+            Error::TooManyOpenFiles { path } => Error::TooManyOpenFiles { path: path.clone() },
+            Error::ReadOnly { what, reason } => {
+                Error::ReadOnly { what: what.clone(), reason: reason.clone() }
+            }
+            Error::PartitionFailed { partition, op, durable } => {
+                Error::PartitionFailed { partition: partition.clone(), op, durable: *durable }
+            }
+            Error::Closed { what } => Error::Closed { what: what.clone() },
+            Error::Io { op, path, source } => {
+                let source = match source.raw_os_error() {
+                    Some(code) => io::Error::from_raw_os_error(code),
+                    None => io::Error::new(source.kind(), source.to_string()),
+                };
+                Error::Io { op, path: path.clone(), source }
+            }
+            other => Error::Io {
+                op: "append to",
+                path: PathBuf::new(),
+                source: io::Error::other(other.to_string()),
+            },
+        }
+    }
 }
 
 #[cfg(test)]

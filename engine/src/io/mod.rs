@@ -17,12 +17,14 @@ mod pool;
 mod probe;
 mod ring;
 mod send;
+#[cfg(test)]
+mod suite;
 mod wake;
 
 pub use clock::{Clock, SystemClock};
 pub use lock::DirLock;
-pub use probe::{Probe, probe};
-pub use send::{copy_to_fd, send_file, splice_file};
+pub use probe::{Finding, Probe, Verdict, probe};
+pub use send::{SplicePipe, copy_to_fd, send_file, splice_file};
 pub use wake::Waker;
 
 use std::fmt::Debug;
@@ -194,12 +196,29 @@ pub trait Lane: Send {
     fn submit(&mut self, op: Op, token: u64);
     /// Hands queued operations to the kernel and moves what has finished to `done`. Never blocks.
     fn reap(&mut self, done: &mut Vec<Done>);
-    /// Sleeps until an operation finishes, the waker is called, or the time is over.
+    /// Sleeps until an operation finishes, the waker is called, or the time is over; a signal may
+    /// end it earlier. Does not sleep while a finished operation is not reaped, nor when the waker
+    /// was called since the last `wait`: only `wait` consumes a wake, so look for work after it.
+    ///
+    /// # Errors
+    /// The lane cannot sleep any more and never will again: nothing is pending, and operations
+    /// submitted from now on fail. Open a new lane.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Wakes this lane's `wait` from any thread.
     fn waker(&self) -> Arc<Waker>;
     /// Operations submitted and not yet reaped.
     fn pending(&self) -> usize;
+    /// For hosts that sleep in a poll of their own: hands over what is queued and says whether `wait`
+    /// would sleep. If so, and there is no other work, sleep until [`Lane::fd`] is readable; if not,
+    /// or after that sleep, call `wait` with no time to spend, `reap`, and look for work.
+    fn would_wait(&mut self) -> bool {
+        false
+    }
+    /// A descriptor that becomes readable when `wait` would return, provided that
+    /// [`Lane::would_wait`] was the last call. Only for polling. None on a simulated disk.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Which backend serves a directory.
@@ -243,10 +262,11 @@ pub enum BackendChoice {
     Plain,
 }
 
-/// Picks a backend for the file system of `dir`.
+/// Picks a backend for the file system of `dir`. The environment variable `LOGLANE_BACKEND` (`auto`,
+/// `io_uring`, `plain`) overrides [`BackendChoice::Auto`].
 ///
 /// # Errors
-/// Only if `choice` is [`BackendChoice::IoUring`] and the kernel refuses it.
+/// Only if io_uring was asked for, by `choice` or by `LOGLANE_BACKEND=io_uring`, and is refused.
 pub fn open(dir: &Path, choice: BackendChoice) -> io::Result<Arc<dyn Disk>> {
     plain::open(dir, choice)
 }

@@ -1,0 +1,154 @@
+//! Settings, with their units in their names and Kafka's defaults where Kafka has one.
+
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, Result};
+use crate::io::{BackendChoice, Clock, SystemClock};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Smallest `segment_bytes`, as Kafka's `segment.bytes` of 4.3 (1 MiB there; tests here roll sooner).
+const SEGMENT_BYTES_MIN: u32 = 1024;
+
+/// Settings of a data directory.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The data directory: a Kafka log directory. Created if missing.
+    pub dir: PathBuf,
+    /// Threads that own partitions, 1 to 256. Default: one for each core.
+    pub shards: usize,
+    /// io_uring, plain calls, or whichever the probe finds usable (default).
+    pub backend: BackendChoice,
+    /// Most bytes submitted to one shard and not yet completed; more is [`Error::Busy`].
+    /// 64 KiB to 16 GiB, default 64 MiB.
+    pub inflight_bytes_max: u64,
+    /// Most requests waiting in one shard's mailbox, a power of two, 64 to 1 Mi. Default 8192.
+    pub mailbox_requests_max: usize,
+    /// Most segment files kept open for readers. Default: half of the process's soft limit of
+    /// open files, less what the active segments need.
+    pub open_files_max: Option<usize>,
+    /// How often recovery points and high watermarks are written to their checkpoint files.
+    /// Default 5 s (Kafka: 60 s and 5 s).
+    pub checkpoint_interval_ms: u64,
+    /// How long a deleted segment's file stays under its `.deleted` name, and at least until the
+    /// last lease on it is released. Kafka's `file.delete.delay.ms`, default 60 s.
+    pub file_delete_delay_ms: u64,
+    /// Settings of partitions that are opened without settings of their own.
+    pub partition: PartitionConfig,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Config {
+    /// Defaults for a directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Config {
+        Config {
+            dir: dir.into(),
+            shards: std::thread::available_parallelism().map_or(1, usize::from).min(256),
+            backend: BackendChoice::Auto,
+            inflight_bytes_max: 64 << 20,
+            mailbox_requests_max: 8192,
+            open_files_max: None,
+            checkpoint_interval_ms: 5_000,
+            file_delete_delay_ms: 60_000,
+            partition: PartitionConfig::default(),
+            clock: Arc::new(SystemClock::default()),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        in_range("shards", self.shards as u64, 1, 256)?;
+        in_range("inflight_bytes_max", self.inflight_bytes_max, 64 << 10, 16 << 30)?;
+        in_range("mailbox_requests_max", self.mailbox_requests_max as u64, 64, 1 << 20)?;
+        if !self.mailbox_requests_max.is_power_of_two() {
+            return Err(Error::Config {
+                key: "mailbox_requests_max",
+                reason: format!("{} is not a power of two", self.mailbox_requests_max),
+            });
+        }
+        in_range("checkpoint_interval_ms", self.checkpoint_interval_ms, 100, 86_400_000)?;
+        self.partition.check()
+    }
+}
+
+/// Settings of a partition. Names follow Kafka's topic settings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionConfig {
+    /// Largest segment file; an append that would pass it rolls first (`segment.bytes`). 1 KiB to
+    /// 2^31−1, default 1 GiB.
+    pub segment_bytes: u32,
+    /// Oldest a segment gets, from its first record's timestamp to the next append's
+    /// (`segment.ms`). Default 7 days.
+    pub segment_ms: u64,
+    /// Largest index file of a segment (`segment.index.bytes`). Default 10 MiB.
+    pub index_bytes_max: u32,
+    /// Bytes between two index entries (`index.interval.bytes`). Default 4096.
+    pub index_interval_bytes: u32,
+    /// Largest batch taken (`max.message.bytes`). Default 1,048,588.
+    pub batch_bytes_max: u32,
+    /// Who moves the high watermark.
+    pub high_watermark: HighWatermark,
+}
+
+/// Who moves a partition's high watermark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HighWatermark {
+    /// It follows the log end offset: a log without replicas.
+    #[default]
+    FollowsLogEnd,
+    /// The host moves it, when replicas have the data.
+    SetByHost,
+}
+
+impl Default for PartitionConfig {
+    fn default() -> PartitionConfig {
+        PartitionConfig {
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3600 * 1000,
+            index_bytes_max: 10 << 20,
+            index_interval_bytes: 4096,
+            batch_bytes_max: 1_048_588,
+            high_watermark: HighWatermark::FollowsLogEnd,
+        }
+    }
+}
+
+impl PartitionConfig {
+    pub(crate) fn check(&self) -> Result<()> {
+        let segment_bytes_max = u64::from(u32::MAX >> 1);
+        in_range(
+            "segment_bytes",
+            self.segment_bytes.into(),
+            SEGMENT_BYTES_MIN.into(),
+            segment_bytes_max,
+        )?;
+        in_range("segment_ms", self.segment_ms, 1, i64::MAX as u64)?;
+        // Kafka's floor: room for a handful of entries; the time index keeps one slot for the roll.
+        in_range("index_bytes_max", self.index_bytes_max.into(), 24, segment_bytes_max)?;
+        in_range("index_interval_bytes", self.index_interval_bytes.into(), 0, segment_bytes_max)?;
+        in_range("batch_bytes_max", self.batch_bytes_max.into(), 61, segment_bytes_max)
+    }
+}
+
+fn in_range(key: &'static str, value: u64, min: u64, max: u64) -> Result<()> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Config { key, reason: format!("{value} is not within {min} to {max}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_out_of_range_name_their_key() {
+        let mut config = Config::new("d");
+        assert!(config.check().is_ok());
+        config.shards = 0;
+        assert!(matches!(config.check(), Err(Error::Config { key: "shards", .. })));
+        config.shards = 1;
+        config.partition.segment_bytes = 1 << 31;
+        assert!(matches!(config.check(), Err(Error::Config { key: "segment_bytes", .. })));
+    }
+}

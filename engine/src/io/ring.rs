@@ -1,0 +1,668 @@
+//! Lanes of io_uring.
+//!
+//! A [`RingLane`] is one small ring. Syncs are fdatasync entries; the waker is an eventfd that a
+//! multishot poll entry watches; sleeping is one io_uring_enter that submits and waits.
+//!
+//! ```text
+//! submit ─▶ backlog ─▶ slots (files held) ─▶ SQ ─▶ kernel ─▶ CQ ─▶ finished ─▶ reap
+//!                      ≤ RING_ENTRIES                        └─ wake: woken, until the next wait
+//! ```
+//!
+//! Invariants:
+//! - The kernel is never given an address: every entry is a descriptor and flags. So nothing of
+//!   ours can be written to after a drop, whatever is still in flight.
+//! - A slot holds its file from before its entry is queued until its completion has been taken, so
+//!   that a descriptor number is not reused for another file before the kernel has resolved it.
+//! - The ring is created disabled and enabled by the first thread that reaps or waits: that thread
+//!   is its single issuer, and a lane may be made on one thread and moved to its shard's.
+//! - After an error of the ring itself the lane is *broken*: all that is pending is reported as
+//!   failed, because nobody can tell what became of it, and `wait` says why.
+
+use super::pool::timespec;
+use super::{Done, FileRef, Lane, Op, Waker};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Entries of a lane's ring, and operations a lane has in the kernel at once; more wait in its
+/// backlog. Small, because before Linux 5.12 a ring counts against RLIMIT_MEMLOCK, which is 8 MiB
+/// for most users, and a shard syncs tens of files at a time.
+const RING_ENTRIES: u32 = 256;
+
+/// Most kernel workers that run one shard's syncs. The kernel's own default grows with the machine
+/// (four times its CPUs); what a device gains from more syncs at once ends well before.
+const SYNC_WORKERS_MAX: u32 = 8;
+
+/// What the poll of the waker completes with; slots count from 0.
+const WAKE: u64 = u64::MAX;
+
+/// A lane on a ring of its own.
+pub(super) struct RingLane {
+    // Before `slots` and `waker`, so that the ring is closed first.
+    ring: IoUring,
+    slots: Vec<Option<Slot>>,
+    free: Vec<usize>,
+    /// Bounded by what the shard has pending: at most one sync per open file.
+    backlog: VecDeque<Slot>,
+    finished: Vec<Done>,
+    waker: Arc<Waker>,
+    /// The waker was called since the last `wait`.
+    woken: bool,
+    /// A poll of the waker is in the ring.
+    armed: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// No thread has used it yet.
+    Disabled,
+    Running,
+    /// The errno that ended it.
+    Broken(i32),
+}
+
+#[derive(Debug)]
+struct Slot {
+    file: FileRef,
+    token: u64,
+}
+
+impl RingLane {
+    pub(super) fn new() -> io::Result<RingLane> {
+        RingLane::on(build_ring()?)
+    }
+
+    fn on(ring: IoUring) -> io::Result<RingLane> {
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel is older than 5.13: its io_uring_enter cannot wait with a time limit",
+            ));
+        }
+        let waker = Arc::new(Waker::new()?);
+        let capacity = RING_ENTRIES as usize;
+        Ok(RingLane {
+            ring,
+            slots: (0..capacity).map(|_| None).collect(),
+            free: (0..capacity).rev().collect(),
+            backlog: VecDeque::new(),
+            finished: Vec::new(),
+            waker,
+            woken: false,
+            armed: false,
+            state: State::Disabled,
+        })
+    }
+
+    /// Makes this thread the issuer, if none is. False if the lane is broken.
+    fn enable(&mut self) -> bool {
+        if self.state == State::Disabled {
+            match self.ring.submitter().register_enable_rings() {
+                Ok(()) => self.state = State::Running,
+                Err(e) => self.break_with(&e),
+            }
+            // Since 5.15; without it there are more workers than are of use, no more than that.
+            let _ = self.ring.submitter().register_iowq_max_workers(&mut [SYNC_WORKERS_MAX, 0]);
+        }
+        self.state == State::Running
+    }
+
+    /// Moves work from the backlog to the submission queue, and arms the waker's poll.
+    fn fill(&mut self) {
+        if !self.armed {
+            let poll = opcode::PollAdd::new(Fd(self.waker.as_fd().as_raw_fd()), POLL_IN)
+                .multi(true)
+                .build()
+                .user_data(WAKE);
+            // SAFETY: the entry holds no address; its descriptor is open for as long as `waker`,
+            // which this lane owns, and the kernel takes its own reference when it starts the poll.
+            self.armed = unsafe { self.ring.submission().push(&poll) }.is_ok();
+        }
+        while let Some(&free) = self.free.last() {
+            let Some(slot) = self.backlog.pop_front() else { return };
+            let Some(fd) = slot.file.fd() else {
+                // Not a file of a disk with descriptors; nothing to block on, then.
+                let result = slot.file.sync_data();
+                self.finished.push(Done { token: slot.token, result });
+                continue;
+            };
+            let sync = opcode::Fsync::new(Fd(fd.as_raw_fd()))
+                .flags(FsyncFlags::DATASYNC)
+                .build()
+                .user_data(free as u64);
+            // SAFETY: the entry holds no address; its descriptor stays open because the slot it
+            // names, filled below before anything is submitted, owns the file until its completion.
+            let queued = unsafe { self.ring.submission().push(&sync) };
+            if queued.is_err() {
+                self.backlog.push_front(slot);
+                return;
+            }
+            self.free.pop();
+            if let Some(place) = self.slots.get_mut(free) {
+                *place = Some(slot);
+            }
+        }
+    }
+
+    /// Takes completions from the ring.
+    fn collect(&mut self) {
+        let mut refused = None;
+        for entry in self.ring.completion() {
+            if entry.user_data() == WAKE {
+                self.armed = cqueue::more(entry.flags());
+                match entry.result() {
+                    // The kernel ends a multishot poll when it likes; fill arms it again.
+                    result if result >= 0 => self.woken = true,
+                    result if result == -libc::ECANCELED => self.woken = true,
+                    result => refused = Some(-result),
+                }
+                continue;
+            }
+            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            let slot = self.slots.get_mut(index).and_then(Option::take);
+            debug_assert!(slot.is_some(), "a completion nobody waits for");
+            let Some(slot) = slot else { continue };
+            self.free.push(index);
+            match entry.result() {
+                // Interrupted before it did anything: no write error was reported and cleared.
+                result if result == -libc::EINTR => self.backlog.push_back(slot),
+                result if result < 0 => {
+                    let result = Err(io::Error::from_raw_os_error(-result));
+                    self.finished.push(Done { token: slot.token, result });
+                }
+                _ => self.finished.push(Done { token: slot.token, result: Ok(()) }),
+            }
+        }
+        if let Some(errno) = refused {
+            self.break_with(&io::Error::from_raw_os_error(errno));
+        }
+    }
+
+    /// Submits what is queued and, if `sleep` is given, waits for a completion. What ends a wait
+    /// early is no error: the caller looks at the completion queue anyway.
+    fn enter(&mut self, sleep: Option<Option<Duration>>) {
+        let entered = match sleep {
+            None => {
+                let queue = self.ring.submission();
+                if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+                    return;
+                }
+                drop(queue);
+                self.ring.submit()
+            }
+            Some(None) => self.ring.submit_and_wait(1),
+            Some(Some(time)) => {
+                let time = timespec(time);
+                let time = Timespec::new()
+                    .sec(time.tv_sec.unsigned_abs())
+                    .nsec(u32::try_from(time.tv_nsec).unwrap_or(0));
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        match entered {
+            Ok(_) => {}
+            Err(e) => match e.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR) => {}
+                // The completion queue wants emptying, or the kernel is short of memory: later.
+                Some(libc::EBUSY | libc::EAGAIN) => std::thread::yield_now(),
+                _ => self.break_with(&e),
+            },
+        }
+    }
+
+    /// Takes what has finished, hands over what is queued, and sleeps at most `timeout` if there is
+    /// nothing to report.
+    fn turn(&mut self, timeout: Option<Duration>) {
+        if self.enable() {
+            self.collect();
+        }
+        if self.state == State::Running {
+            self.fill();
+            let ready = self.woken || !self.finished.is_empty() || timeout == Some(Duration::ZERO);
+            self.enter(if ready { None } else { Some(timeout) });
+        }
+        if self.state == State::Running {
+            self.collect();
+        }
+    }
+
+    /// Gives up the ring: all that is pending has failed, for all anyone can tell.
+    fn break_with(&mut self, e: &io::Error) {
+        let errno = e.raw_os_error().unwrap_or(libc::EIO);
+        self.state = State::Broken(errno);
+        tracing::error!("the io_uring of a shard failed, so what it was syncing did too: {e}");
+        // The kernel holds references of its own to the files of what it has taken; what it has not
+        // taken is never submitted, since a broken lane does not enter its ring again.
+        let pending = self.slots.iter_mut().filter_map(Option::take).chain(self.backlog.drain(..));
+        for slot in pending {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.finished.push(Done { token: slot.token, result });
+        }
+    }
+
+    fn in_kernel(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+impl Lane for RingLane {
+    fn submit(&mut self, op: Op, token: u64) {
+        let Op::SyncData(file) = op;
+        if let State::Broken(errno) = self.state {
+            let result = Err(io::Error::from_raw_os_error(errno));
+            self.finished.push(Done { token, result });
+        } else {
+            self.backlog.push_back(Slot { file, token });
+        }
+    }
+
+    fn reap(&mut self, done: &mut Vec<Done>) {
+        self.turn(Some(Duration::ZERO));
+        done.append(&mut self.finished);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.turn(timeout);
+        if std::mem::take(&mut self.woken) {
+            self.waker.drain();
+        }
+        match self.state {
+            // Failures to report come first; then there is nothing to sleep on any more.
+            State::Broken(errno) if self.finished.is_empty() => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.waker)
+    }
+
+    fn pending(&self) -> usize {
+        let in_kernel = if matches!(self.state, State::Broken(_)) { 0 } else { self.in_kernel() };
+        in_kernel + self.backlog.len() + self.finished.len()
+    }
+
+    fn would_wait(&mut self) -> bool {
+        self.turn(Some(Duration::ZERO));
+        self.state == State::Running && !self.woken && self.finished.is_empty()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the ring owns the descriptor and is not dropped while this lane is borrowed.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+}
+
+impl Drop for RingLane {
+    /// Waits for what the kernel has taken, so that no sync of this lane runs after it; the backlog
+    /// is dropped undone. On another thread than the lane's own the kernel refuses the wait: then
+    /// syncs may finish later, on references the kernel holds itself.
+    fn drop(&mut self) {
+        self.backlog.clear();
+        while self.state == State::Running && self.in_kernel() > 0 {
+            self.enter(Some(None));
+            if self.state == State::Running {
+                self.collect();
+                // An interrupted sync was put back; nobody waits for it now.
+                self.backlog.clear();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for RingLane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RingLane")
+            .field("state", &self.state)
+            .field("in_kernel", &self.in_kernel())
+            .field("backlog", &self.backlog.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// In the width of the entry's field.
+const POLL_IN: u32 = libc::POLLIN as u32;
+
+/// Rings from best to plainest; older kernels refuse flags they do not know.
+fn builders() -> [io_uring::Builder; 3] {
+    let mut best = IoUring::builder();
+    // Completions are posted when the owner asks, by itself: no interrupts, no locks (6.1).
+    best.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+    let mut good = IoUring::builder();
+    // Completions wait for the owner's next system call instead of interrupting it (5.19).
+    good.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+    [best, good, IoUring::builder()].map(|mut builder| {
+        builder.dontfork().setup_r_disabled();
+        builder
+    })
+}
+
+fn build_ring() -> io::Result<IoUring> {
+    let mut refusal = io::Error::from_raw_os_error(libc::EINVAL);
+    for builder in builders() {
+        match builder.build(RING_ENTRIES) {
+            Ok(ring) => return Ok(ring),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => refusal = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(refusal)
+}
+
+/// How long the probe gives a sync of a directory that nobody writes to.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Finds out whether lanes can be rings, by using one: wakes it, and syncs `dir` through it (which
+/// leaves no file behind and works on a read-only mount).
+///
+/// # Errors
+/// A sentence that says why not.
+pub(super) fn probe(dir: &Path) -> Result<(), String> {
+    let mut lane = RingLane::new().map_err(|e| refusal(&e))?;
+    lane.waker().wake();
+    lane.wait(Some(PROBE_TIME_MAX)).map_err(|e| refusal(&e))?;
+    if !lane.armed {
+        return Err("io_uring took the poll of an eventfd but did not keep it armed".into());
+    }
+    // A directory yet to be created cannot be synced; that lanes work at all has been seen.
+    let Ok(file) = super::plain::open_dir(dir) else { return Ok(()) };
+    lane.submit(Op::SyncData(Arc::clone(&file)), 0);
+    let mut done = Vec::new();
+    for _ in 0..2 {
+        lane.wait(Some(PROBE_TIME_MAX)).map_err(|e| refusal(&e))?;
+        lane.reap(&mut done);
+        if let Some(Done { result, .. }) = done.pop() {
+            // Some file systems have no sync for directories; then plain calls fail the same way.
+            return match (result, file.sync_data()) {
+                (Err(e), Ok(())) => Err(format!("io_uring refused a sync: {}", refusal(&e))),
+                _ => Ok(()),
+            };
+        }
+    }
+    Err("io_uring took a sync and did not complete it in time".into())
+}
+
+/// Who refused, as far as an errno tells, and what can be done about it.
+fn refusal(e: &io::Error) -> String {
+    let cause = match e.raw_os_error() {
+        Some(libc::EPERM) => match disabled_sysctl() {
+            Some(2) => "sysctl kernel.io_uring_disabled=2 turns it off for every process".into(),
+            Some(1) => {
+                "sysctl kernel.io_uring_disabled=1 keeps it for CAP_SYS_ADMIN and the group in \
+                 kernel.io_uring_group"
+                    .into()
+            }
+            _ => "most likely a seccomp filter, as container runtimes install by default".into(),
+        },
+        Some(libc::EACCES) => "most likely a security module such as SELinux".into(),
+        Some(libc::ENOSYS) => {
+            "this kernel has no io_uring, or a sandbox (gVisor, a seccomp filter) hides it".into()
+        }
+        Some(libc::ENOMEM) => {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+            let limit = limit.map_or("unlimited".into(), |bytes| format!("{bytes} bytes"));
+            format!("RLIMIT_MEMLOCK is {limit}; raise ulimit -l, or use Linux 5.12 or later")
+        }
+        Some(libc::EMFILE | libc::ENFILE) => "no descriptor left; raise ulimit -n".into(),
+        Some(libc::EINVAL) => "the kernel is too old for what the engine needs (5.13)".into(),
+        _ => String::new(),
+    };
+    match (errno_name(e), cause) {
+        (None, cause) if cause.is_empty() => e.to_string(),
+        (Some(name), cause) if cause.is_empty() => format!("{name} ({e})"),
+        (name, cause) => format!("{} ({cause})", name.unwrap_or("refused")),
+    }
+}
+
+fn errno_name(e: &io::Error) -> Option<&'static str> {
+    Some(match e.raw_os_error()? {
+        libc::EPERM => "EPERM",
+        libc::EACCES => "EACCES",
+        libc::ENOSYS => "ENOSYS",
+        libc::ENOMEM => "ENOMEM",
+        libc::EMFILE => "EMFILE",
+        libc::ENFILE => "ENFILE",
+        libc::EINVAL => "EINVAL",
+        _ => return None,
+    })
+}
+
+/// The sysctl that forbids io_uring (since Linux 6.6), if this kernel has it.
+pub(super) fn disabled_sysctl() -> Option<u32> {
+    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BackendChoice, BackendKind, File, open, suite};
+    use super::*;
+    use std::time::Instant;
+
+    /// Makes one system call fail on this thread, for good, as a container's filter does.
+    fn forbid(call: libc::c_long, errno: i32) {
+        let allow = libc::SECCOMP_RET_ALLOW;
+        let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap();
+        let op = |code: u32, jf, k| libc::sock_filter {
+            code: u16::try_from(code).unwrap(),
+            jt: 0,
+            jf,
+            k,
+        };
+        let mut filter = [
+            op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0), // seccomp_data.nr
+            op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, u32::try_from(call).unwrap()),
+            op(libc::BPF_RET | libc::BPF_K, 0, refuse),
+            op(libc::BPF_RET | libc::BPF_K, 0, allow),
+        ];
+        let program = libc::sock_fprog {
+            len: u16::try_from(filter.len()).unwrap(),
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: this option takes numbers only.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+        let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+        // SAFETY: the kernel copies the program, which points to `filter`; both outlive the call.
+        let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program, 0, 0) };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// On a thread of its own: a filter is a thread's and cannot be taken off.
+    fn apart<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+        std::thread::spawn(run).join().unwrap()
+    }
+
+    /// False, with a message, where the machine running the tests has no io_uring to test.
+    fn usable(dir: &Path) -> bool {
+        probe(dir).inspect_err(|why| eprintln!("skipped: no io_uring here: {why}")).is_ok()
+    }
+
+    #[test]
+    fn the_ring_backend_does_what_every_disk_must() {
+        let dir = tempfile::tempdir().unwrap();
+        if usable(dir.path()) {
+            let disk = open(dir.path(), BackendChoice::IoUring).unwrap();
+            assert_eq!(disk.backend().kind, BackendKind::IoUring);
+            suite::all(&disk, dir.path());
+        }
+    }
+
+    #[test]
+    fn a_container_that_forbids_io_uring_gets_plain_calls_and_a_reason() {
+        for (call, errno, word) in [
+            (libc::SYS_io_uring_setup, libc::EPERM, "EPERM"),
+            (libc::SYS_io_uring_setup, libc::ENOSYS, "ENOSYS"),
+            (libc::SYS_io_uring_setup, libc::ENOMEM, "MEMLOCK"),
+            (libc::SYS_io_uring_enter, libc::EPERM, "EPERM"),
+            (libc::SYS_io_uring_register, libc::EPERM, "EPERM"),
+        ] {
+            apart(move || {
+                forbid(call, errno);
+                let dir = tempfile::tempdir().unwrap();
+                let disk = open(dir.path(), BackendChoice::Auto).unwrap();
+                assert_eq!(disk.backend().kind, BackendKind::Plain);
+                let reason = &disk.backend().reason;
+                assert!(reason.contains(word), "{reason}");
+                println!("{reason}");
+                suite::all(&disk, dir.path());
+                let e = open(dir.path(), BackendChoice::IoUring).unwrap_err();
+                assert!(e.to_string().contains(word), "{e}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_ring_that_fails_later_reports_its_syncs_as_failed_and_never_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        if !usable(dir.path()) {
+            return;
+        }
+        apart(move || {
+            let disk = open(dir.path(), BackendChoice::IoUring).unwrap();
+            let file = disk.open(&dir.path().join("f"), super::super::OpenMode::CreateNew).unwrap();
+            let mut lane = disk.lane().unwrap();
+            lane.submit(Op::SyncData(Arc::clone(&file)), 1);
+            let mut done = Vec::new();
+            while lane.pending() > 0 {
+                lane.wait(None).unwrap();
+                lane.reap(&mut done);
+            }
+            assert!(done.pop().unwrap().result.is_ok());
+            forbid(libc::SYS_io_uring_enter, libc::EPERM);
+            for token in 0..1_000 {
+                lane.submit(Op::SyncData(Arc::clone(&file)), token);
+            }
+            lane.wait(None).unwrap();
+            lane.reap(&mut done);
+            assert_eq!(lane.pending(), 0);
+            lane.submit(Op::SyncData(Arc::clone(&file)), 1_000);
+            lane.wait(None).unwrap();
+            lane.reap(&mut done);
+            assert!(done.iter().map(|d| d.token).eq(0..=1_000));
+            assert!(done.iter().all(|d| d.result.is_err()));
+            assert_eq!(lane.wait(None).unwrap_err().raw_os_error(), Some(libc::EPERM));
+            drop(lane);
+            assert_eq!(Arc::strong_count(&file), 1);
+        });
+    }
+
+    #[test]
+    fn every_ring_that_an_older_kernel_would_give_works_too() {
+        for builder in builders() {
+            let dir = tempfile::tempdir().unwrap();
+            let Ok(ring) = builder.build(RING_ENTRIES) else { continue };
+            let mut lane = RingLane::on(ring).unwrap();
+            let file = super::super::plain::open_dir(dir.path()).unwrap();
+            for token in 0..600 {
+                lane.submit(Op::SyncData(Arc::clone(&file)), token);
+            }
+            let mut done = Vec::new();
+            lane.waker().wake();
+            while lane.pending() > 0 {
+                lane.wait(None).unwrap();
+                lane.reap(&mut done);
+            }
+            assert_eq!(done.len(), 600);
+        }
+    }
+
+    #[test]
+    #[ignore = "a measurement, not a test: run it alone, in release, with --nocapture"]
+    fn measure_wakes_and_syncs() {
+        let dir = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
+        println!("sizes: {} files, 4 KiB each", 64);
+        for choice in [BackendChoice::IoUring, BackendChoice::Plain] {
+            let disk = open(dir.path(), choice).unwrap();
+            println!("{}:", disk.backend().kind.name());
+            measure_wakes(disk.lane().unwrap());
+            measure_syncs(&*disk, dir.path());
+        }
+        for (name, builder) in ["defer", "coop", "plainest"].into_iter().zip(builders()) {
+            println!("ring, {name}:");
+            measure_wakes(Box::new(RingLane::on(builder.build(RING_ENTRIES).unwrap()).unwrap()));
+        }
+    }
+
+    fn percentiles(what: &str, times: &mut [Duration]) {
+        times.sort();
+        let at = |per_mille| times[(times.len() - 1) * per_mille / 1000];
+        println!("  {what}: p50 {:?}  p99 {:?}  max {:?}", at(500), at(990), at(1000));
+    }
+
+    fn measure_wakes(mut lane: Box<dyn Lane>) {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        const ROUNDS: usize = 5_000;
+        let (start, sent) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        let (waker, stamp) = (lane.waker(), Arc::clone(&sent));
+        let nanos = |t: Duration| u64::try_from(t.as_nanos()).unwrap();
+        let other = std::thread::spawn(move || {
+            let mut cost = Vec::with_capacity(ROUNDS);
+            while cost.len() < ROUNDS {
+                std::thread::sleep(Duration::from_micros(100));
+                let before = start.elapsed();
+                stamp.store(nanos(before), Ordering::Release);
+                waker.wake();
+                cost.push(start.elapsed() - before);
+            }
+            cost
+        });
+        let (mut times, mut last) = (Vec::with_capacity(ROUNDS), 0);
+        while times.len() < ROUNDS * 99 / 100 {
+            lane.wait(Some(Duration::from_secs(1))).unwrap();
+            let now = nanos(start.elapsed());
+            let at = sent.load(Ordering::Acquire);
+            if at != last {
+                times.push(Duration::from_nanos(now - at));
+                last = at;
+            }
+        }
+        percentiles("wake to running", &mut times);
+        percentiles("call of wake", &mut other.join().unwrap());
+    }
+
+    fn measure_syncs(disk: &dyn super::super::Disk, dir: &Path) {
+        use super::super::OpenMode;
+        let page = [1; 4096];
+        let files: Vec<_> = (0..64)
+            .map(|i| disk.open(&dir.join(i.to_string()), OpenMode::CreateOrTruncate).unwrap())
+            .collect();
+        let mut lane = disk.lane().unwrap();
+        let mut position = 0;
+        let mut rounds = |what: &str, count: usize, files: &[FileRef], run: &mut dyn FnMut()| {
+            let mut times = Vec::new();
+            for _ in 0..count {
+                files.iter().for_each(|f| f.write_all_at(&page, position).unwrap());
+                position += 4096;
+                let start = Instant::now();
+                run();
+                times.push(start.elapsed());
+            }
+            percentiles(what, &mut times);
+        };
+        rounds("one file, sync_data", 500, &files[..1], &mut || files[0].sync_data().unwrap());
+        let mut done = Vec::new();
+        let mut through_lane = |files: &[FileRef]| {
+            for file in files {
+                lane.submit(Op::SyncData(Arc::clone(file)), 0);
+            }
+            while lane.pending() > 0 {
+                lane.wait(None).unwrap();
+                lane.reap(&mut done);
+            }
+            assert!(done.drain(..).all(|d| d.result.is_ok()));
+        };
+        rounds("one file, lane", 500, &files[..1], &mut || through_lane(&files[..1]));
+        rounds("64 files, sync_data each", 100, &files, &mut || {
+            files.iter().for_each(|f: &Arc<dyn File>| f.sync_data().unwrap());
+        });
+        rounds("64 files, lane", 100, &files, &mut || through_lane(&files));
+    }
+}

@@ -1,0 +1,320 @@
+//! What every disk must do, written once; each backend runs it at the foot of its file.
+//!
+//! Functions take a disk and an empty directory of it. They use nothing but the traits, so that a
+//! simulated disk can run them too.
+
+#![forbid(unsafe_code)]
+
+use super::{DirEntry, Disk, Done, EntryKind, FileRef, Lane, Op, OpenMode};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Far longer than anything here takes: a wait that long is a hang.
+const LONG: Duration = Duration::from_secs(20);
+
+/// More syncs than a ring has entries.
+const MANY: u64 = 1_000;
+
+/// Runs all of them, each in a directory of its own.
+pub(crate) fn all(disk: &Arc<dyn Disk>, root: &Path) {
+    type Check = fn(&Arc<dyn Disk>, &Path);
+    let checks: &[(&str, Check)] = &[
+        ("open_modes", open_modes_do_what_they_say),
+        ("reads_and_writes", reads_are_short_at_the_end_and_writes_grow),
+        ("names", names_appear_move_and_go),
+        ("many_syncs", more_syncs_than_a_ring_holds_complete_once_each),
+        ("wakes", a_wake_is_heard_before_and_during_a_wait),
+        ("reap_keeps_wakes", reap_does_not_consume_a_wake),
+        ("timeout", a_wait_ends_when_its_time_is_over),
+        ("unreaped", a_wait_does_not_sleep_over_a_finished_sync),
+        ("moved", a_lane_works_on_the_thread_it_was_moved_to),
+        ("dropped", a_lane_may_be_dropped_with_syncs_in_flight),
+        ("closed", a_file_dropped_after_submit_is_synced_and_then_closed),
+        ("own_poll", a_host_that_polls_itself_misses_nothing),
+    ];
+    for (name, check) in checks {
+        let dir = root.join(name);
+        disk.create_dir(&dir).unwrap();
+        check(disk, &dir);
+        println!("{}: {name}", disk.backend().kind.name());
+    }
+}
+
+fn create(disk: &Arc<dyn Disk>, path: &Path) -> FileRef {
+    let file = disk.open(path, OpenMode::CreateNew).unwrap();
+    file.write_all_at(b"0123456789", 0).unwrap();
+    file
+}
+
+/// Waits and reaps until nothing is pending.
+fn drain(lane: &mut dyn Lane) -> Vec<Done> {
+    let (mut done, start) = (Vec::new(), Instant::now());
+    while lane.pending() > 0 {
+        lane.wait(Some(LONG)).unwrap();
+        lane.reap(&mut done);
+        assert!(start.elapsed() < LONG, "{} pending, {} done", lane.pending(), done.len());
+    }
+    done
+}
+
+fn open_modes_do_what_they_say(disk: &Arc<dyn Disk>, dir: &Path) {
+    let path = dir.join("f");
+    let kind = |mode| disk.open(&path, mode).unwrap_err().kind();
+    assert_eq!(kind(OpenMode::Read), ErrorKind::NotFound);
+    assert_eq!(kind(OpenMode::ReadWrite), ErrorKind::NotFound);
+    create(disk, &path);
+    assert_eq!(kind(OpenMode::CreateNew), ErrorKind::AlreadyExists);
+    let reader = disk.open(&path, OpenMode::Read).unwrap();
+    assert!(reader.write_at(b"x", 0).is_err());
+    let writer = disk.open(&path, OpenMode::ReadWrite).unwrap();
+    assert_eq!(writer.len().unwrap(), 10, "kept");
+    writer.write_all_at(b"x", 9).unwrap();
+    let mut byte = [0];
+    reader.read_exact_at(&mut byte, 9).unwrap();
+    assert_eq!(&byte, b"x", "one file, two opens");
+    let emptied = disk.open(&path, OpenMode::CreateOrTruncate).unwrap();
+    assert!(emptied.is_empty().unwrap());
+    emptied.write_all_at(b"y", 0).unwrap();
+    emptied.read_exact_at(&mut byte, 0).unwrap();
+    disk.open(&dir.join("new"), OpenMode::CreateOrTruncate).unwrap();
+    assert_eq!(disk.stat(&dir.join("new")).unwrap().len, 0);
+}
+
+fn reads_are_short_at_the_end_and_writes_grow(disk: &Arc<dyn Disk>, dir: &Path) {
+    let file = create(disk, &dir.join("f"));
+    let mut buf = [7; 8];
+    assert_eq!(file.read_up_to(&mut buf, 6).unwrap(), 4);
+    assert_eq!(&buf, b"6789\x07\x07\x07\x07");
+    assert_eq!(file.read_at(&mut buf, 10).unwrap(), 0);
+    assert_eq!(file.read_at(&mut buf, 1 << 40).unwrap(), 0);
+    assert_eq!(file.read_exact_at(&mut buf, 6).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    file.write_all_at(b"end", 20).unwrap();
+    assert_eq!(file.len().unwrap(), 23);
+    let mut gap = [9; 10];
+    file.read_exact_at(&mut gap, 10).unwrap();
+    assert_eq!(gap, [0; 10]);
+    file.set_len(3).unwrap();
+    file.set_len(5).unwrap();
+    let mut all = [9; 16];
+    assert_eq!(file.read_up_to(&mut all, 0).unwrap(), 5);
+    assert_eq!(&all[..5], b"012\0\0");
+    file.sync_data().unwrap();
+}
+
+fn names_appear_move_and_go(disk: &Arc<dyn Disk>, dir: &Path) {
+    let names = |at: &Path| -> Vec<DirEntry> {
+        let mut names = disk.list(at).unwrap();
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        names
+    };
+    let entry = |name: &str, kind| DirEntry { name: name.into(), kind };
+    assert_eq!(names(dir), []);
+    let a = create(disk, &dir.join("a"));
+    create(disk, &dir.join("b")).set_len(4).unwrap();
+    disk.create_dir(&dir.join("sub")).unwrap();
+    assert_eq!(
+        disk.create_dir(&dir.join("sub")).unwrap_err().kind(),
+        ErrorKind::AlreadyExists,
+        "a directory is made once"
+    );
+    create(disk, &dir.join("sub").join("c"));
+    assert_eq!(
+        names(dir),
+        [entry("a", EntryKind::File), entry("b", EntryKind::File), entry("sub", EntryKind::Dir)]
+    );
+    disk.rename(&dir.join("a"), &dir.join("b")).unwrap();
+    assert_eq!(disk.stat(&dir.join("b")).unwrap().len, 10, "replaced");
+    assert_eq!(disk.stat(&dir.join("a")).unwrap_err().kind(), ErrorKind::NotFound);
+    a.write_all_at(b"x", 10).unwrap();
+    assert_eq!(disk.stat(&dir.join("b")).unwrap().len, 11, "an open file follows its name");
+    disk.rename(&dir.join("sub"), &dir.join("bus")).unwrap();
+    assert_eq!(names(&dir.join("bus")), [entry("c", EntryKind::File)]);
+    disk.sync_dir(dir).unwrap();
+    disk.remove_file(&dir.join("b")).unwrap();
+    a.write_all_at(b"y", 11).unwrap();
+    assert_eq!(a.len().unwrap(), 12, "a removed file works while it is open");
+    disk.remove_dir_all(&dir.join("bus")).unwrap();
+    assert_eq!(names(dir), []);
+    let missing = dir.join("missing");
+    for result in [
+        disk.remove_file(&missing),
+        disk.remove_dir_all(&missing),
+        disk.rename(&missing, &dir.join("x")),
+        disk.sync_dir(&missing),
+        disk.list(&missing).map(drop),
+    ] {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+fn more_syncs_than_a_ring_holds_complete_once_each(disk: &Arc<dyn Disk>, dir: &Path) {
+    let files: Vec<_> = (0..8).map(|i| create(disk, &dir.join(i.to_string()))).collect();
+    let mut lane = disk.lane().unwrap();
+    for token in 0..MANY {
+        let file = &files[usize::try_from(token % 8).unwrap()];
+        lane.submit(Op::SyncData(Arc::clone(file)), token);
+    }
+    assert_eq!(lane.pending(), 1_000);
+    let mut done = drain(&mut *lane);
+    done.sort_by_key(|d| d.token);
+    assert!(done.iter().map(|d| d.token).eq(0..MANY));
+    assert!(done.iter().all(|d| d.result.is_ok()));
+    for file in &files {
+        assert_eq!(Arc::strong_count(file), 1, "a reaped sync holds no file");
+    }
+}
+
+fn a_wake_is_heard_before_and_during_a_wait(disk: &Arc<dyn Disk>, _: &Path) {
+    let mut lane = disk.lane().unwrap();
+    let waker = lane.waker();
+    let start = Instant::now();
+    for _ in 0..3 {
+        waker.wake();
+        lane.wait(Some(LONG)).unwrap();
+    }
+    waker.wake();
+    waker.wake();
+    lane.wait(Some(LONG)).unwrap();
+    for _ in 0..50 {
+        let waker = Arc::clone(&waker);
+        let other = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1));
+            waker.wake();
+        });
+        lane.wait(None).unwrap();
+        other.join().unwrap();
+    }
+    assert!(start.elapsed() < LONG, "a wake was not heard");
+    drop(lane);
+    waker.wake(); // into the void
+}
+
+fn reap_does_not_consume_a_wake(disk: &Arc<dyn Disk>, _: &Path) {
+    let mut lane = disk.lane().unwrap();
+    lane.wait(Some(Duration::ZERO)).unwrap();
+    let start = Instant::now();
+    for _ in 0..20 {
+        lane.waker().wake();
+        lane.reap(&mut Vec::new());
+        lane.reap(&mut Vec::new());
+        lane.wait(Some(LONG)).unwrap();
+    }
+    assert!(start.elapsed() < LONG);
+}
+
+fn a_wait_ends_when_its_time_is_over(disk: &Arc<dyn Disk>, _: &Path) {
+    let mut lane = disk.lane().unwrap();
+    let time = Duration::from_millis(30);
+    for _ in 0..3 {
+        let start = Instant::now();
+        lane.wait(Some(time)).unwrap();
+        let took = start.elapsed();
+        assert!(took >= time && took < LONG, "{took:?}");
+    }
+    let start = Instant::now();
+    lane.wait(Some(Duration::ZERO)).unwrap();
+    assert!(start.elapsed() < LONG);
+}
+
+fn a_wait_does_not_sleep_over_a_finished_sync(disk: &Arc<dyn Disk>, dir: &Path) {
+    let mut lane = disk.lane().unwrap();
+    let start = Instant::now();
+    lane.submit(Op::SyncData(create(disk, &dir.join("f"))), 1);
+    for _ in 0..4 {
+        lane.wait(Some(LONG)).unwrap();
+    }
+    assert!(start.elapsed() < LONG);
+    assert_eq!(drain(&mut *lane).len(), 1);
+}
+
+fn a_lane_works_on_the_thread_it_was_moved_to(disk: &Arc<dyn Disk>, dir: &Path) {
+    let mut lane = disk.lane().unwrap();
+    let waker = lane.waker();
+    let file = create(disk, &dir.join("f"));
+    lane.submit(Op::SyncData(file), 5); // queued here, issued there
+    waker.wake();
+    let shard = std::thread::spawn(move || {
+        let done = drain(&mut *lane);
+        assert!(done.len() == 1 && done[0].token == 5 && done[0].result.is_ok());
+        lane
+    });
+    // Dropped on a thread that is not its own: allowed, with nothing in flight or something.
+    drop(shard.join().unwrap());
+}
+
+fn a_lane_may_be_dropped_with_syncs_in_flight(disk: &Arc<dyn Disk>, dir: &Path) {
+    let file = create(disk, &dir.join("f"));
+    for reaped in [false, true] {
+        let mut lane = disk.lane().unwrap();
+        for token in 0..MANY {
+            lane.submit(Op::SyncData(Arc::clone(&file)), token);
+        }
+        if reaped {
+            lane.reap(&mut Vec::new());
+        }
+        drop(lane);
+        assert_eq!(Arc::strong_count(&file), 1, "a dropped lane holds no file");
+    }
+}
+
+fn a_file_dropped_after_submit_is_synced_and_then_closed(disk: &Arc<dyn Disk>, dir: &Path) {
+    let mut lane = disk.lane().unwrap();
+    for token in 0..600 {
+        let path: PathBuf = dir.join(token.to_string());
+        let file = create(disk, &path);
+        let weak = Arc::downgrade(&file);
+        lane.submit(Op::SyncData(file), token);
+        disk.remove_file(&path).unwrap();
+        if token % 100 == 99 {
+            assert!(drain(&mut *lane).iter().all(|d| d.result.is_ok()), "never a closed file");
+            assert!(weak.upgrade().is_none());
+        }
+    }
+}
+
+fn a_host_that_polls_itself_misses_nothing(disk: &Arc<dyn Disk>, dir: &Path) {
+    // Method: a mailbox filled by another thread and syncs, slept on through the descriptor alone.
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const LETTERS: u64 = 3_000;
+    let mut lane = disk.lane().unwrap();
+    if lane.fd().is_none() {
+        return;
+    }
+    let file = create(disk, &dir.join("f"));
+    let mailbox = Arc::new(AtomicU64::new(0));
+    let sender = {
+        let (mailbox, waker) = (Arc::clone(&mailbox), lane.waker());
+        std::thread::spawn(move || {
+            for i in 0..LETTERS {
+                mailbox.fetch_add(1, Ordering::Relaxed);
+                waker.wake();
+                if i % 16 == 0 {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        })
+    };
+    let (mut synced, mut seen, mut slept) = (0, 0, 0);
+    let mut done = Vec::new();
+    while synced < 100 || seen < LETTERS {
+        lane.wait(Some(Duration::ZERO)).unwrap();
+        lane.reap(&mut done);
+        synced += done.drain(..).count();
+        seen = mailbox.load(Ordering::Relaxed);
+        if lane.pending() == 0 && synced < 100 {
+            lane.submit(Op::SyncData(Arc::clone(&file)), 0);
+        }
+        if (synced < 100 || seen < LETTERS) && lane.would_wait() {
+            let fd = lane.fd().unwrap();
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+            assert_eq!(ready, 1, "slept over work: {synced} syncs, {seen} letters");
+            slept += 1;
+        }
+    }
+    assert!(slept > 0, "the test did not test");
+    sender.join().unwrap();
+}

@@ -1,0 +1,137 @@
+//! The offsets of a partition, and the one place where they move.
+//!
+//! ```text
+//! log start ≤ high watermark ≤ log end (written)        durable ≤ log end
+//! ```
+//!
+//! Offsets move forward only. The shard of a
+//! partition moves the log end, the durable offset and the log start; the host may move the high
+//! watermark from any thread.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// All offsets of a partition at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OffsetSnapshot {
+    pub(crate) log_start: i64,
+    pub(crate) high_watermark: i64,
+    pub(crate) log_end: i64,
+    pub(crate) durable: i64,
+}
+
+/// The offsets of one partition, readable from any thread.
+#[derive(Debug)]
+pub(crate) struct Offsets {
+    log_start: AtomicI64,
+    high_watermark: AtomicI64,
+    log_end: AtomicI64,
+    durable: AtomicI64,
+}
+
+impl Offsets {
+    /// The offsets recovery found. High watermark and durable are brought into range: both may come
+    /// from checkpoints that are older or newer than the log.
+    pub(crate) fn new(log_start: i64, high_watermark: i64, log_end: i64, durable: i64) -> Offsets {
+        assert!(log_start <= log_end, "log start {log_start} is past the log end {log_end}");
+        Offsets {
+            log_start: AtomicI64::new(log_start),
+            high_watermark: AtomicI64::new(high_watermark.clamp(log_start, log_end)),
+            log_end: AtomicI64::new(log_end),
+            durable: AtomicI64::new(durable.min(log_end)),
+        }
+    }
+
+    /// Each offset is read once, in an order that keeps the relations true: those that bound
+    /// others from above are read last.
+    pub(crate) fn snapshot(&self) -> OffsetSnapshot {
+        let log_start = self.log_start.load(Ordering::Acquire);
+        let durable = self.durable.load(Ordering::Acquire);
+        let high_watermark = self.high_watermark.load(Ordering::Acquire);
+        let log_end = self.log_end.load(Ordering::Acquire);
+        OffsetSnapshot { log_start, high_watermark, log_end, durable }
+    }
+
+    pub(crate) fn log_start(&self) -> i64 {
+        self.log_start.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn log_end(&self) -> i64 {
+        self.log_end.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn durable(&self) -> i64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn high_watermark(&self) -> i64 {
+        self.high_watermark.load(Ordering::Acquire)
+    }
+
+    /// Records below `offset` are in the page cache and in the index.
+    pub(crate) fn advance_written(&self, offset: i64) {
+        let before = self.log_end.load(Ordering::Relaxed);
+        assert!(offset >= before, "log end moved back from {before} to {offset}");
+        self.log_end.store(offset, Ordering::Release);
+    }
+
+    /// Records below `offset` are on disk.
+    pub(crate) fn advance_durable(&self, offset: i64) {
+        let log_end = self.log_end.load(Ordering::Relaxed);
+        assert!(offset <= log_end, "durable {offset} would pass the log end {log_end}");
+        self.durable.fetch_max(offset, Ordering::AcqRel);
+    }
+
+    /// Moves the high watermark up to `offset`, or to the log end if that is lower. Returns where
+    /// it is now.
+    pub(crate) fn advance_high_watermark(&self, offset: i64) -> i64 {
+        let offset = offset.min(self.log_end.load(Ordering::Acquire));
+        self.high_watermark.fetch_max(offset, Ordering::AcqRel).max(offset)
+    }
+
+    /// Moves the log start up to `offset`, which is at most the high watermark.
+    pub(crate) fn advance_log_start(&self, offset: i64) {
+        let high_watermark = self.high_watermark.load(Ordering::Acquire);
+        assert!(offset <= high_watermark, "log start {offset} past high watermark {high_watermark}");
+        self.log_start.fetch_max(offset, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_out_of_range_are_brought_into_it() {
+        let offsets = Offsets::new(10, 3, 20, 99);
+        let expected = OffsetSnapshot { log_start: 10, high_watermark: 10, log_end: 20, durable: 20 };
+        assert_eq!(offsets.snapshot(), expected);
+    }
+
+    #[test]
+    fn offsets_never_move_back_or_past_each_other() {
+        let offsets = Offsets::new(0, 0, 0, 0);
+        offsets.advance_written(100);
+        assert_eq!(offsets.advance_high_watermark(500), 100, "stops at the log end");
+        assert_eq!(offsets.advance_high_watermark(50), 100, "never back");
+        offsets.advance_durable(80);
+        offsets.advance_durable(60);
+        assert_eq!(offsets.durable(), 80);
+        offsets.advance_log_start(30);
+        offsets.advance_log_start(20);
+        assert_eq!(offsets.log_start(), 30);
+    }
+
+    #[test]
+    #[should_panic(expected = "moved back")]
+    fn a_log_end_that_moves_back_is_a_bug_and_is_caught() {
+        Offsets::new(0, 0, 10, 0).advance_written(9);
+    }
+
+    #[test]
+    #[should_panic(expected = "would pass the log end")]
+    fn durable_past_written_is_a_bug_and_is_caught() {
+        Offsets::new(0, 0, 10, 0).advance_durable(11);
+    }
+}

@@ -1,0 +1,160 @@
+//! Rolling: closing the active segment and starting the next.
+
+#![forbid(unsafe_code)]
+
+use super::{ActiveSegment, Log};
+use crate::error::{Error, Result};
+use crate::format::BatchHeader;
+use crate::io::{Disk, FileRef, OpenMode};
+use crate::segment::{IndexWriter, OFFSET_ENTRY, Segment, TIME_ENTRY, Tail, names};
+use std::path::Path;
+use std::sync::Arc;
+
+impl Log {
+    /// Kafka's `LogSegment.shouldRoll`, for an append of `incoming` bytes behind `staged` ones.
+    pub(super) fn is_roll_due(
+        &self,
+        staged: u64,
+        incoming: u64,
+        staged_first: Option<i64>,
+        header: &BatchHeader,
+        next_offset: i64,
+    ) -> bool {
+        let config = &self.shared.config;
+        let bytes = u64::from(self.active.bytes) + staged;
+        if bytes == 0 {
+            return false;
+        }
+        let base = self.active.segment.base_offset();
+        let last_offset = next_offset + i64::from(header.last_offset_delta);
+        bytes + incoming > u64::from(config.segment_bytes)
+            || self.age_ms(staged_first, header.max_timestamp) > config.segment_ms
+            || self.active.index.is_full(config.index_bytes_max)
+            || last_offset - base > i64::from(i32::MAX)
+    }
+
+    /// From the first batch's timestamp to the incoming one's; by the clock where there is none.
+    fn age_ms(&self, staged_first: Option<i64>, incoming: i64) -> u64 {
+        let first = self.active.first_timestamp.or(staged_first).filter(|t| *t >= 0);
+        let (from, to) = match first {
+            Some(first) if incoming >= 0 => (first, incoming),
+            _ => (self.active.created_ms, self.clock.now_ms()),
+        };
+        u64::try_from(to.saturating_sub(from)).unwrap_or(0)
+    }
+
+    /// Starts a new active segment at `base_offset`. The old one gets its index files and is synced
+    /// in the background.
+    pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
+        let segment = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset)?;
+        self.seal_active_index()?;
+        let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
+        let old_file = self.active.file.replace(Arc::clone(&segment.file));
+        let (index, writer) =
+            IndexWriter::new(base_offset, self.shared.config.index_interval_bytes);
+        self.active.segment.set_index(index);
+        self.active.segment.pin_file(segment.file);
+        self.active.index = writer;
+        self.active.entries_on_disk = (0, 0);
+        self.active.bytes = 0;
+        self.active.first_timestamp = None;
+        self.active.created_ms = self.clock.now_ms();
+        self.sync.segment_sealed(old, old_file);
+        let mut list = self.shared.segments.load().to_vec();
+        list.push(Arc::clone(&self.active.segment));
+        self.shared.segments.store(Arc::new(list));
+        tracing::debug!(partition = %self.shared.name, base_offset, "rolled");
+        Ok(())
+    }
+
+    /// Rolls now, whatever the limits say; an empty segment stays. Returns the active base offset.
+    pub(crate) fn roll_now(&mut self) -> Result<i64> {
+        if self.active.bytes > 0 {
+            self.roll(self.shared.offsets.log_end())?;
+        }
+        Ok(self.active.segment.base_offset())
+    }
+
+    /// Writes what the active segment's index files lack, with the final time entry.
+    pub(super) fn seal_active_index(&mut self) -> Result<()> {
+        self.active.index.seal();
+        let segment = &self.active.segment;
+        let Some(index) = segment.loaded_index() else { return Ok(()) };
+        let (offsets_done, times_done) = self.active.entries_on_disk;
+        let (offsets, times) = (index.offset_entries(), index.time_entries());
+        if (offsets, times) == (offsets_done, times_done) {
+            return Ok(());
+        }
+        let write = |suffix: &str, bytes: Vec<u8>, position: usize| -> Result<FileRef> {
+            let path = names::path(&self.shared.dir, segment.base_offset(), suffix);
+            write_index(self.disk.as_ref(), &path, &bytes, position as u64)
+        };
+        let offset_file =
+            write(names::INDEX, index.offset_file(offsets_done), offsets_done * OFFSET_ENTRY)?;
+        let time_file =
+            write(names::TIME_INDEX, index.time_file(times_done), times_done * TIME_ENTRY)?;
+        self.active.entries_on_disk = (offsets, times);
+        self.sync.index_written(offset_file, time_file);
+        Ok(())
+    }
+}
+
+/// A segment just created, with its file open for writing.
+pub(crate) struct NewSegment {
+    pub(crate) shared: Segment,
+    pub(crate) file: FileRef,
+}
+
+/// Creates the three files of an empty segment. Files of that name are what a crash left of an
+/// earlier try, with nothing in them that was published: they are replaced, as Kafka does.
+pub(crate) fn create_segment(disk: &dyn Disk, dir: &Path, base_offset: i64) -> Result<NewSegment> {
+    let create = |suffix: &str| {
+        let path = names::path(dir, base_offset, suffix);
+        disk.open(&path, OpenMode::CreateOrTruncate).map_err(|e| Error::io("create", &path, e))
+    };
+    create(names::INDEX)?;
+    create(names::TIME_INDEX)?;
+    let file = create(names::LOG)?;
+    let path = names::path(dir, base_offset, names::LOG);
+    let shared = Segment::new(path, base_offset, Vec::new());
+    shared.publish_tail(Tail { end_offset: base_offset, bytes: 0 });
+    Ok(NewSegment { shared, file })
+}
+
+/// Writes index bytes at `position` and cuts the file behind them.
+pub(crate) fn write_index(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: &[u8],
+    position: u64,
+) -> Result<FileRef> {
+    let mode = if position == 0 { OpenMode::CreateOrTruncate } else { OpenMode::ReadWrite };
+    let file = disk.open(path, mode).map_err(|e| Error::io("open", path, e))?;
+    file.write_all_at(bytes, position).map_err(|e| Error::io("write", path, e))?;
+    let end = position + bytes.len() as u64;
+    file.set_len(end).map_err(|e| Error::io("cut", path, e))?;
+    Ok(file)
+}
+
+/// A new log's first active segment.
+pub(crate) fn first_segment(
+    disk: &dyn Disk,
+    dir: &Path,
+    base_offset: i64,
+    interval_bytes: u32,
+    now_ms: i64,
+) -> Result<ActiveSegment> {
+    let new = create_segment(disk, dir, base_offset)?;
+    let (index, writer) = IndexWriter::new(base_offset, interval_bytes);
+    new.shared.set_index(index);
+    Ok(ActiveSegment {
+        segment: Arc::new(new.shared),
+        // Opened again at the first append: an empty partition costs no descriptor.
+        file: None,
+        index: writer,
+        entries_on_disk: (0, 0),
+        bytes: 0,
+        first_timestamp: None,
+        created_ms: now_ms,
+    })
+}

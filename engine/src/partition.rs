@@ -1,0 +1,417 @@
+//! A handle on one partition: append through its shard, read from any thread.
+
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, Result};
+use crate::format::{Batch, BatchFault, BatchHeader};
+use crate::log::{AppendOrigin, AppendRequest, FetchOptions, Lease, LogShared};
+use crate::offset::{LeaderEpoch, Offset};
+use crate::segment::DamagedRange;
+use crate::shard::{
+    AppendInfo, AppendReply, CompletionQueue, Durability, Message, Pending, Promise, Reply,
+    ShardHandle, Slot, pending,
+};
+use crate::topic::TopicPartition;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How an append is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AppendOptions {
+    /// How far it must have got before it is answered.
+    pub durability: Durability,
+    /// The epoch of the leader that appends. `None` takes the latest the partition knows; an older
+    /// one is [`Error::EpochFenced`].
+    pub leader_epoch: Option<LeaderEpoch>,
+}
+
+impl AppendOptions {
+    /// Answered when it is on disk.
+    #[must_use]
+    pub fn durable() -> AppendOptions {
+        AppendOptions { durability: Durability::Durable, leader_epoch: None }
+    }
+}
+
+/// Sizes and offsets of a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartitionStat {
+    /// First offset that can be read.
+    pub log_start_offset: Offset,
+    /// What consumers may read up to.
+    pub high_watermark: Offset,
+    /// The next record's offset.
+    pub log_end_offset: Offset,
+    /// Everything below is on disk.
+    pub durable_offset: Offset,
+    /// Segments, the active one included.
+    pub segments: usize,
+    /// Bytes in their `.log` files.
+    pub bytes: u64,
+    /// Bytes of memory that loaded indexes hold.
+    pub index_memory_bytes: usize,
+    /// Leases that keep its files.
+    pub leases: usize,
+}
+
+/// A partition of an open engine. Clones are handles on the same partition.
+#[derive(Clone)]
+pub struct Partition {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<LogShared>,
+    shard: Arc<ShardHandle>,
+    slot: Slot,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partition").field("name", self.name()).field("stat", &self.stat()).finish()
+    }
+}
+
+impl Partition {
+    pub(crate) fn new(shared: Arc<LogShared>, shard: Arc<ShardHandle>, slot: Slot) -> Partition {
+        Partition { inner: Arc::new(Inner { shared, shard, slot, closed: AtomicBool::new(false) }) }
+    }
+
+    /// Topic and number.
+    #[must_use]
+    pub fn name(&self) -> &TopicPartition {
+        &self.inner.shared.name
+    }
+
+    /// The topic's id, from `partition.metadata`.
+    #[must_use]
+    pub fn topic_id(&self) -> Option<Uuid> {
+        self.inner.shared.topic_id
+    }
+
+    /// Appends batches as the leader and waits for the receipt: the log assigns their offsets and
+    /// stamps the epoch. `batches` are one or more record batches, one behind the other, stored as
+    /// they are; all or none of them.
+    ///
+    /// Waits while the shard is full instead of failing with [`Error::Busy`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidBatch`], [`Error::TooLarge`], [`Error::EpochFenced`], [`Error::NoSpace`],
+    /// [`Error::Io`], [`Error::PartitionFailed`], [`Error::Closed`].
+    pub fn append(&self, batches: impl Into<Bytes>, options: AppendOptions) -> Result<AppendInfo> {
+        let (bytes, origin) = self.checked(batches.into(), leader(options))?;
+        self.append_waiting(bytes, origin, options.durability)
+    }
+
+    /// Appends batches that a leader elsewhere has given offsets and epochs, and waits for the
+    /// receipt. The first offset must be the log end offset or above (compaction leaves gaps).
+    ///
+    /// # Errors
+    /// [`Error::OffsetMismatch`], and those of [`Partition::append`].
+    pub fn append_as_follower(
+        &self,
+        batches: impl Into<Bytes>,
+        durability: Durability,
+    ) -> Result<AppendInfo> {
+        let (bytes, origin) = self.checked(batches.into(), AppendOrigin::Follower)?;
+        self.append_waiting(bytes, origin, durability)
+    }
+
+    /// Starts an append; the receipt comes through the [`Pending`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the shard has too much queued; what is wrong with the batches.
+    pub fn start_append(
+        &self,
+        batches: impl Into<Bytes>,
+        options: AppendOptions,
+    ) -> Result<Pending<AppendInfo>> {
+        let (bytes, origin) = self.checked(batches.into(), leader(options))?;
+        let (promise, pending) = pending();
+        self.enqueue(bytes, origin, options.durability, Reply::One(promise))
+            .map_err(|_| self.busy())?;
+        Ok(pending)
+    }
+
+    /// Starts an append; the receipt goes to `queue` with `token`. The way to keep many under way.
+    ///
+    /// # Errors
+    /// As [`Partition::start_append`]; then nothing goes to the queue.
+    pub fn submit(
+        &self,
+        batches: impl Into<Bytes>,
+        options: AppendOptions,
+        queue: &Arc<CompletionQueue>,
+        token: u64,
+    ) -> Result<()> {
+        let (bytes, origin) = self.checked(batches.into(), leader(options))?;
+        let reply = Reply::Queue(Arc::clone(queue), token);
+        self.enqueue(bytes, origin, options.durability, reply).map_err(|_| self.busy())
+    }
+
+    /// Makes everything appended so far durable and waits for it. Returns the durable offset.
+    ///
+    /// # Errors
+    /// [`Error::PartitionFailed`] if the disk refused, [`Error::Closed`].
+    pub fn flush(&self) -> Result<Offset> {
+        self.ask(Message::Flush)
+    }
+
+    /// Finds the bytes from `offset` on, as a lease. An offset at the end gives an empty lease.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`], [`Error::Damaged`] if the first batch is not whole,
+    /// [`Error::TooManyOpenFiles`], [`Error::Io`].
+    pub fn fetch(&self, offset: Offset, options: &FetchOptions) -> Result<Lease> {
+        self.check_open()?;
+        self.inner.shared.fetch(offset.0, options)
+    }
+
+    /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
+    /// every record below the high watermark is older.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Io`].
+    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(Offset, i64)>> {
+        self.check_open()?;
+        let found = self.inner.shared.offset_for_timestamp(timestamp)?;
+        Ok(found.map(|(offset, timestamp)| (Offset(offset), timestamp)))
+    }
+
+    /// First offset that can be read.
+    #[must_use]
+    pub fn log_start_offset(&self) -> Offset {
+        Offset(self.inner.shared.offsets.log_start())
+    }
+
+    /// What consumers may read up to.
+    #[must_use]
+    pub fn high_watermark(&self) -> Offset {
+        Offset(self.inner.shared.offsets.high_watermark())
+    }
+
+    /// The next record's offset.
+    #[must_use]
+    pub fn log_end_offset(&self) -> Offset {
+        Offset(self.inner.shared.offsets.log_end())
+    }
+
+    /// Everything below is on disk.
+    #[must_use]
+    pub fn durable_offset(&self) -> Offset {
+        Offset(self.inner.shared.offsets.durable())
+    }
+
+    /// Moves the high watermark up, at most to the log end offset. Returns where it is now. For
+    /// partitions whose [`crate::HighWatermark`] is set by the host.
+    pub fn set_high_watermark(&self, offset: Offset) -> Offset {
+        Offset(self.inner.shared.offsets.advance_high_watermark(offset.0))
+    }
+
+    /// Says that a leader of this epoch exists: appends with an older one are fenced from now on.
+    pub fn set_leader_epoch(&self, epoch: LeaderEpoch) {
+        self.inner.shared.leader_epoch.raise(epoch.0);
+    }
+
+    /// The latest leader epoch that has appended; `None` before the first.
+    #[must_use]
+    pub fn leader_epoch(&self) -> Option<LeaderEpoch> {
+        self.inner.shared.epochs.load().latest().map(LeaderEpoch)
+    }
+
+    /// Leader epochs with the offset each began at.
+    #[must_use]
+    pub fn leader_epochs(&self) -> Vec<(LeaderEpoch, Offset)> {
+        let epochs = self.inner.shared.epochs.load();
+        epochs.entries().iter().map(|(e, o)| (LeaderEpoch(*e), Offset(*o))).collect()
+    }
+
+    /// The epoch of the record at `offset`.
+    #[must_use]
+    pub fn leader_epoch_at(&self, offset: Offset) -> Option<LeaderEpoch> {
+        self.inner.shared.epochs.load().at(offset.0).map(LeaderEpoch)
+    }
+
+    /// The largest epoch at or below `epoch`, and the offset where it ends: where a follower that
+    /// was at `epoch` has to truncate. `None` if the epoch is later than any seen.
+    #[must_use]
+    pub fn end_offset_for_epoch(&self, epoch: LeaderEpoch) -> Option<(LeaderEpoch, Offset)> {
+        let shared = &self.inner.shared;
+        let found = shared.epochs.load().end_offset_for(epoch.0, shared.offsets.log_end());
+        found.map(|(epoch, end)| (LeaderEpoch(epoch), Offset(end)))
+    }
+
+    /// Moves the log start offset up to `before`, at most the high watermark; it may lie inside a
+    /// batch. Segments that end below it go: their files are renamed now and unlinked after
+    /// `file_delete_delay_ms`, when no lease holds them. Returns the log start offset.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] past the high watermark, [`Error::Io`], [`Error::Closed`].
+    pub fn delete_records(&self, before: Offset) -> Result<Offset> {
+        self.ask(|slot, promise| Message::DeleteRecords(slot, before, promise))
+    }
+
+    /// Starts a new segment now, unless the active one is empty. Returns the active base offset.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`], [`Error::Closed`].
+    pub fn roll(&self) -> Result<Offset> {
+        self.ask(Message::Roll)
+    }
+
+    /// Every damaged range that is known.
+    #[must_use]
+    pub fn damaged_ranges(&self) -> Vec<DamagedRange> {
+        self.inner.shared.damaged_ranges()
+    }
+
+    /// Sizes and offsets.
+    #[must_use]
+    pub fn stat(&self) -> PartitionStat {
+        let shared = &self.inner.shared;
+        let offsets = shared.offsets.snapshot();
+        let segments = shared.segments.load();
+        PartitionStat {
+            log_start_offset: Offset(offsets.log_start),
+            high_watermark: Offset(offsets.high_watermark),
+            log_end_offset: Offset(offsets.log_end),
+            durable_offset: Offset(offsets.durable),
+            segments: segments.len(),
+            bytes: segments.iter().map(|s| u64::from(s.tail().bytes)).sum(),
+            index_memory_bytes: segments
+                .iter()
+                .filter_map(|s| s.loaded_index())
+                .map(|index| index.memory_bytes())
+                .sum(),
+            leases: segments.iter().map(|s| s.leases()).sum(),
+        }
+    }
+
+    /// Closes the partition in its shard: everything is flushed, index files are whole.
+    pub(crate) fn close(&self) -> Result<()> {
+        let closed = self.ask(Message::Close);
+        self.inner.closed.store(true, Ordering::Release);
+        closed
+    }
+
+    /// Lets go of the partition without a flush: its files are about to be removed.
+    pub(crate) fn drop_from_shard(&self) -> Result<()> {
+        let dropped = self.ask(Message::Drop);
+        self.inner.closed.store(true, Ordering::Release);
+        dropped
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<LogShared> {
+        &self.inner.shared
+    }
+
+    fn ask<T>(&self, message: impl FnOnce(Slot, Promise<T>) -> Message) -> Result<T> {
+        self.check_open()?;
+        let (promise, pending) = pending();
+        self.inner.shard.send(message(self.inner.slot, promise));
+        pending.wait()
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed { what: self.name().to_string() });
+        }
+        Ok(())
+    }
+
+    fn append_waiting(
+        &self,
+        bytes: Bytes,
+        origin: AppendOrigin,
+        durability: Durability,
+    ) -> Result<AppendInfo> {
+        /// As long as one tick takes when the shard is full.
+        const RETRY: Duration = Duration::from_micros(100);
+        let (promise, pending) = pending();
+        let mut reply = Reply::One(promise);
+        loop {
+            match self.enqueue(bytes.clone(), origin, durability, reply) {
+                Ok(()) => return pending.wait(),
+                Err(back) => reply = back,
+            }
+            self.check_open()?;
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    /// Hands an append to the shard; a reply that comes back says that the shard is full.
+    fn enqueue(
+        &self,
+        bytes: Bytes,
+        origin: AppendOrigin,
+        durability: Durability,
+        reply: Reply,
+    ) -> std::result::Result<(), Reply> {
+        let reply = AppendReply { reply, durability, bytes: bytes.len() as u64 };
+        let request = AppendRequest { bytes, origin, reply };
+        self.inner.shard.send_append(self.inner.slot, request).map_err(|back| back.reply.reply)
+    }
+
+    /// Checks batches on the caller's thread, so that the shard's time goes into writing.
+    fn checked(&self, bytes: Bytes, origin: AppendOrigin) -> Result<(Bytes, AppendOrigin)> {
+        self.check_open()?;
+        let config = &self.inner.shared.config;
+        if bytes.is_empty() {
+            return Err(self.invalid(0, BatchFault::Empty));
+        }
+        let max = config.segment_bytes as usize;
+        if bytes.len() > max {
+            return Err(self.too_large(bytes.len(), max));
+        }
+        let mut position = 0;
+        while let Some(rest) = bytes.get(position..).filter(|rest| !rest.is_empty()) {
+            // The size first: a batch over the limit is told by its size, not by its CRC.
+            let header = BatchHeader::read(rest).map_err(|f| self.invalid(position, f))?;
+            let max = config.batch_bytes_max as usize;
+            if header.total_bytes() > max {
+                return Err(self.too_large(header.total_bytes(), max));
+            }
+            let batch = Batch::check(rest).map_err(|f| self.invalid(position, f))?;
+            let records = match origin {
+                AppendOrigin::Leader(_) => batch.check_records(),
+                AppendOrigin::Follower => check_replicated(batch.header()),
+            };
+            records.map_err(|fault| self.invalid(position, fault))?;
+            position += batch.bytes().len();
+        }
+        Ok((bytes, origin))
+    }
+
+    fn invalid(&self, position: usize, fault: BatchFault) -> Error {
+        Error::InvalidBatch { partition: self.name().to_string(), position, fault }
+    }
+
+    fn too_large(&self, bytes: usize, max: usize) -> Error {
+        Error::TooLarge { partition: self.name().to_string(), bytes, max }
+    }
+
+    fn busy(&self) -> Error {
+        Error::Busy { partition: self.name().to_string(), queued: self.inner.shard.capacity() }
+    }
+}
+
+fn leader(options: AppendOptions) -> AppendOrigin {
+    AppendOrigin::Leader(options.leader_epoch.map(|epoch| epoch.0))
+}
+
+/// What must hold of a batch that a leader stored: its offsets make sense. The leader checked the
+/// records; compaction may have left fewer than the offsets say.
+fn check_replicated(header: &BatchHeader) -> std::result::Result<(), BatchFault> {
+    let (count, last_offset_delta) = (header.record_count, header.last_offset_delta);
+    if count < 0 || last_offset_delta < 0 || count > last_offset_delta.saturating_add(1) {
+        return Err(BatchFault::Count { count, last_offset_delta });
+    }
+    if header.base_offset < 0 || header.next_offset() == i64::MAX {
+        return Err(BatchFault::BaseOffset { expected: 0, found: header.base_offset });
+    }
+    Ok(())
+}
