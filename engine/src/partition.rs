@@ -55,6 +55,8 @@ pub struct PartitionStat {
     pub index_memory_bytes: usize,
     /// Leases that keep its files.
     pub leases: usize,
+    /// Indexes of sealed segments that were not sound when they were first used, and were rebuilt.
+    pub indexes_rebuilt: u32,
 }
 
 /// A partition of an open engine. Clones are handles on the same partition.
@@ -288,6 +290,7 @@ impl Partition {
                 .map(|index| index.memory_bytes())
                 .sum(),
             leases: segments.iter().map(|s| s.leases()).sum(),
+            indexes_rebuilt: shared.indexes_rebuilt.load(Ordering::Relaxed),
         }
     }
 

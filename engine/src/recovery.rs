@@ -31,7 +31,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::atomic::AtomicU32;
 
 /// How a directory is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -185,9 +185,9 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         segments: ArcSwap::from_pointee(Vec::new()),
         epochs: ArcSwap::from_pointee(Epochs::default()),
         open_files: Arc::clone(&opening.open_files),
+        writable: opening.mode != Mode::ReadOnly,
         leader_epoch: AtomicI32Max::new(0),
         indexes_rebuilt: AtomicU32::new(0),
-        last_rebuilt: AtomicI64::new(-1),
     })
 }
 

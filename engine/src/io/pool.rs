@@ -13,7 +13,6 @@ use super::{Done, FileRef, Lane, Op, Waker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -210,15 +209,6 @@ impl Lane for PoolLane {
 
     fn pending(&self) -> usize {
         self.pending
-    }
-
-    fn would_wait(&mut self) -> bool {
-        // A wake not yet consumed shows in the descriptor itself.
-        lock(&self.shared.state).done.is_empty()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.shared.waker.as_fd())
     }
 }
 

@@ -25,7 +25,7 @@ use io_uring::{IoUring, cqueue, opcode};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -289,16 +289,6 @@ impl Lane for RingLane {
     fn pending(&self) -> usize {
         let in_kernel = if matches!(self.state, State::Broken(_)) { 0 } else { self.in_kernel() };
         in_kernel + self.backlog.len() + self.finished.len()
-    }
-
-    fn would_wait(&mut self) -> bool {
-        self.turn(Some(Duration::ZERO));
-        self.state == State::Running && !self.woken && self.finished.is_empty()
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the ring owns the descriptor and is not dropped while this lane is borrowed.
-        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use uuid::Uuid;
 
 /// Up to which offset a fetch reads.
@@ -63,12 +63,12 @@ pub(crate) struct LogShared {
     pub(crate) segments: ArcSwap<SegmentList>,
     pub(crate) epochs: ArcSwap<Epochs>,
     pub(crate) open_files: Arc<OpenFiles>,
+    /// The directory is ours: an index that had to be rebuilt is written back.
+    pub(crate) writable: bool,
     /// The host's latest word on who leads; appends with an older epoch are fenced.
     pub(crate) leader_epoch: AtomicI32Max,
     /// Indexes rebuilt since the open, by recovery or on first touch.
     pub(crate) indexes_rebuilt: AtomicU32,
-    /// Base offset of the sealed segment whose indexes were rebuilt last; −1 when none was.
-    pub(crate) last_rebuilt: AtomicI64,
 }
 
 /// A leader epoch that only rises.
@@ -290,10 +290,9 @@ impl LogShared {
     fn rebuild_index(&self, segment: &Arc<Segment>, reason: &str) -> Result<SegmentIndex> {
         tracing::warn!(
             partition = %self.name, segment = %segment.path().display(), reason,
-            "index rebuilt in memory from the log"
+            "index rebuilt from the log"
         );
         self.indexes_rebuilt.fetch_add(1, Ordering::Relaxed);
-        self.last_rebuilt.store(segment.base_offset(), Ordering::Relaxed);
         let file = segment.file(&self.open_files)?;
         let (index, mut writer) =
             IndexWriter::new(segment.base_offset(), self.config.index_interval_bytes);
@@ -310,7 +309,24 @@ impl LogShared {
             }
         }
         writer.seal();
+        if self.writable {
+            self.store_index(base, &index)?;
+        }
         Ok(index)
+    }
+
+    /// Replaces a sealed segment's index files: whoever opens the directory next believes them.
+    fn store_index(&self, base: i64, index: &SegmentIndex) -> Result<()> {
+        let disk = self.open_files.disk();
+        for (suffix, bytes) in
+            [(names::INDEX, index.offset_file(0)), (names::TIME_INDEX, index.time_file(0))]
+        {
+            let path = names::path(&self.dir, base, suffix);
+            super::write_index(disk.as_ref(), &path, &bytes, 0)?
+                .sync_data()
+                .map_err(|e| Error::io("sync", &path, e))?;
+        }
+        Ok(())
     }
 
     /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when

@@ -80,13 +80,6 @@ impl SyncState {
 }
 
 impl Log {
-    /// True if there is something to sync and no sync is under way.
-    pub(crate) fn sync_due(&self) -> bool {
-        self.failed.is_none()
-            && self.sync.running.is_none()
-            && (!self.sync.sealed.is_empty() || self.sync.covered < self.shared.offsets.log_end())
-    }
-
     /// True if sealed segments wait for their sync, which is due without anybody asking.
     pub(crate) fn has_sealed_unsynced(&self) -> bool {
         !self.sync.sealed.is_empty()

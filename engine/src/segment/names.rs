@@ -8,7 +8,6 @@ pub(crate) const LOG: &str = ".log";
 pub(crate) const INDEX: &str = ".index";
 pub(crate) const TIME_INDEX: &str = ".timeindex";
 pub(crate) const TXN_INDEX: &str = ".txnindex";
-pub(crate) const SNAPSHOT: &str = ".snapshot";
 /// Renamed, to be unlinked later.
 pub(crate) const DELETED: &str = ".deleted";
 /// Half-written by a cleaner; thrown away at open.

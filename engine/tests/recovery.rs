@@ -1,0 +1,243 @@
+//! What an open finds after crashes and damage: nothing true is lost, nothing untrue is served.
+
+mod support;
+
+use loglane::{AppendOptions, Config, Engine, Error, FetchOptions, Offset, View};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use support::{batch, read_dense, small_segments};
+
+/// The last segment is about full, so that its indexes have entries.
+const RECORDS: i64 = 432;
+
+/// A closed directory of several segments.
+fn filled(dir: &Path) {
+    let engine = Engine::open(small_segments(dir)).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    for i in 0..RECORDS / 4 {
+        partition.append(batch(i * 4, 4, 300), AppendOptions::default()).unwrap();
+    }
+    engine.close().unwrap();
+}
+
+/// As if the process had been killed: no mark, and recovery points at 0.
+fn crash(dir: &Path) {
+    fs::remove_file(dir.join(".kafka_cleanshutdown")).unwrap();
+    fs::remove_file(dir.join("recovery-point-offset-checkpoint")).unwrap();
+}
+
+fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
+    let names = fs::read_dir(dir.join("t-0")).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        names.filter(|p| p.to_string_lossy().ends_with(suffix)).collect();
+    files.sort();
+    files
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+}
+
+#[test]
+fn recovery_cuts_a_torn_tail_of_any_length_and_appends_go_on() {
+    let whole = tempfile::tempdir().unwrap();
+    filled(whole.path());
+    let last = files(whole.path(), ".log").pop().unwrap();
+    let good = fs::read(&last).unwrap();
+    let torn = batch(RECORDS, 4, 300);
+    for cut in [1, 11, 60, 61, 100, torn.len() - 1] {
+        fs::write(&last, [&good[..], &torn[..cut]].concat()).unwrap();
+        crash(whole.path());
+        let view = View::open(whole.path()).unwrap();
+        let seen = view.partition("t", 0).unwrap();
+        assert_eq!(seen.log_end_offset(), Offset(RECORDS), "a view leaves it out");
+        assert!(seen.report().torn_tail.is_some());
+        let engine = Engine::open(small_segments(whole.path())).unwrap();
+        let report = engine.recovery_reports().values().next().unwrap();
+        let (path, position, _) = report.torn_tail.clone().expect("a torn tail");
+        assert_eq!((path, position), (last.clone(), good.len() as u64));
+        assert!(report.damaged.is_empty());
+        let partition = engine.partition("t", 0).unwrap();
+        assert_eq!(read_dense(&partition, 0, 1 << 20), RECORDS);
+        engine.close().unwrap();
+        assert_eq!(fs::read(&last).unwrap(), good);
+    }
+    let engine = Engine::open(small_segments(whole.path())).unwrap();
+    let partition = engine.partition("t", 0).unwrap();
+    partition.append(batch(RECORDS, 4, 300), AppendOptions::default()).unwrap();
+    assert_eq!(read_dense(&partition, 0, 1 << 20), RECORDS + 4);
+}
+
+#[test]
+fn a_tail_of_zeros_is_torn_too() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let last = files(dir.path(), ".log").pop().unwrap();
+    let good = fs::read(&last).unwrap();
+    fs::write(&last, [&good[..], &vec![0; 3 << 20]].concat()).unwrap();
+    crash(dir.path());
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    assert_eq!(read_dense(&engine.partition("t", 0).unwrap(), 0, 1 << 20), RECORDS);
+    engine.close().unwrap();
+    assert_eq!(fs::read(&last).unwrap().len(), good.len());
+}
+
+#[test]
+fn damage_in_the_middle_is_reported_and_never_cut() {
+    for (which, at) in [(0, 200), (0, 8), (2, 1500), (usize::MAX, 100)] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let logs = files(dir.path(), ".log");
+        let hurt = &logs[which.min(logs.len() - 1)];
+        let sizes: Vec<u64> = logs.iter().map(|l| fs::metadata(l).unwrap().len()).collect();
+        flip(hurt, at);
+        crash(dir.path());
+        let engine = Engine::open(small_segments(dir.path())).unwrap();
+        let partition = engine.partition("t", 0).unwrap();
+        let damaged = partition.damaged_ranges();
+        assert_eq!(damaged.len(), 1, "segment {which} byte {at}: {damaged:?}");
+        let range = &damaged[0];
+        assert_eq!(&range.path, hurt);
+        assert!(range.position <= at && at < range.position + range.length);
+        assert_eq!(range.next_offset.0 - range.offset.0, 4, "one batch is lost, no more");
+        assert_eq!(partition.log_end_offset(), Offset(RECORDS));
+        let sizes_after: Vec<u64> = logs.iter().map(|l| fs::metadata(l).unwrap().len()).collect();
+        assert_eq!(sizes, sizes_after, "nothing was cut");
+
+        // Everything before and after it is readable; what lies in it is an error with offsets.
+        let (mut offset, mut errors) = (0, 0);
+        while offset < RECORDS {
+            match partition.fetch(Offset(offset), &FetchOptions::default()) {
+                Ok(lease) => offset = support::check_records(&lease.to_vec().unwrap(), offset),
+                Err(Error::Damaged { offset: from, next_offset, position, .. }) => {
+                    assert_eq!((from, position), (range.offset, range.position));
+                    assert_eq!(from.0, offset);
+                    offset = next_offset.0;
+                    errors += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(errors, 1);
+        partition.append(batch(RECORDS, 4, 10), AppendOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn an_index_that_is_not_sound_is_rebuilt_and_said_so() {
+    type Harm = (&'static str, fn(&Path));
+    let harms: [Harm; 5] = [
+        ("missing", |p| fs::remove_file(p).unwrap()),
+        ("short", |p| {
+            let len = fs::metadata(p).unwrap().len();
+            fs::OpenOptions::new().write(true).open(p).unwrap().set_len(len / 2 + 1).unwrap();
+        }),
+        ("flipped", |p| flip(p, 4)),
+        ("zeros", |p| {
+            let len = fs::metadata(p).unwrap().len();
+            fs::write(p, vec![0; usize::try_from(len).unwrap()]).unwrap();
+        }),
+        ("garbage", |p| fs::write(p, [0x5a; 4096]).unwrap()),
+    ];
+    for (name, harm) in harms {
+        for suffix in [".index", ".timeindex"] {
+            let dir = tempfile::tempdir().unwrap();
+            filled(dir.path());
+            let before: Vec<Vec<u8>> =
+                files(dir.path(), suffix).iter().map(|f| fs::read(f).unwrap()).collect();
+            // The active segment's, which is looked at when the directory is opened.
+            harm(files(dir.path(), suffix).last().unwrap());
+            let engine = Engine::open(small_segments(dir.path())).unwrap();
+            let report = engine.recovery_reports().values().next().unwrap();
+            if (name, suffix) != ("flipped", ".timeindex") {
+                assert_eq!(report.indexes_rebuilt.len(), 1, "{name} {suffix}");
+            }
+            let partition = engine.partition("t", 0).unwrap();
+            assert_eq!(read_dense(&partition, 0, 1 << 20), RECORDS, "{name} {suffix}");
+            engine.close().unwrap();
+            let after: Vec<Vec<u8>> =
+                files(dir.path(), suffix).iter().map(|f| fs::read(f).unwrap()).collect();
+            if (name, suffix) != ("flipped", ".timeindex") {
+                assert_eq!(before, after, "{name} {suffix}: rebuilt byte for byte");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sealed_index_that_lies_costs_time_and_no_records() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let file = files(dir.path(), ".index").remove(0);
+    let good = fs::read(&file).unwrap();
+    for at in 0..good.len() as u64 {
+        fs::write(&file, &good).unwrap();
+        flip(&file, at);
+        let engine = Engine::open(small_segments(dir.path())).unwrap();
+        let partition = engine.partition("t", 0).unwrap();
+        for offset in (0..RECORDS).step_by(37) {
+            assert_eq!(read_dense(&partition, offset, 1 << 20), RECORDS, "byte {at}");
+        }
+    }
+    // One that is found out at all is written anew, so that Kafka is not told lies after us.
+    fs::write(&file, vec![0; good.len()]).unwrap();
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    assert_eq!(read_dense(&engine.partition("t", 0).unwrap(), 0, 1 << 20), RECORDS);
+    engine.close().unwrap();
+    assert_eq!(fs::read(&file).unwrap(), good);
+}
+
+#[test]
+fn a_checkpoint_file_that_does_not_add_up_stops_the_open_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let path = dir.path().join("recovery-point-offset-checkpoint");
+    fs::write(&path, "0\n7\nt 0 1\n").unwrap();
+    let error = Engine::open(small_segments(dir.path())).unwrap_err();
+    assert!(matches!(&error, Error::Format { path: at, .. } if *at == path), "{error}");
+    assert!(dir.path().join(".kafka_cleanshutdown").exists(), "the mark is still there");
+}
+
+#[test]
+fn deletions_and_clean_ups_that_a_crash_interrupted_are_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let partition = dir.path().join("t-0");
+    let logs = files(dir.path(), ".log");
+    fs::write(partition.join("00000000000000000000.log.deleted"), b"x").unwrap();
+    fs::write(partition.join("00000000000000000000.log.cleaned"), b"x").unwrap();
+    fs::write(partition.join("00000000000000009999.index"), b"x").unwrap();
+    // A clean-up that was finished but for its last rename.
+    let swapped = partition.join("00000000000000000000.log.swap");
+    fs::copy(&logs[0], &swapped).unwrap();
+    crash(dir.path());
+    fs::remove_file(partition.join("00000000000000000000.log.cleaned")).unwrap();
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    assert_eq!(read_dense(&engine.partition("t", 0).unwrap(), 0, 1 << 20), RECORDS);
+    for gone in [".deleted", ".swap", ".cleaned", "9999.index"] {
+        assert!(files(dir.path(), gone).is_empty(), "{gone} is still there");
+    }
+}
+
+#[test]
+fn foreign_folders_and_files_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    for name in ["notes", "a-b", "__cluster_metadata-0", "t-0.5e-stray"] {
+        fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("meta.properties"), "version=1\n").unwrap();
+    let half = dir.path().join("t-1.0123456789abcdef0123456789abcdef-delete");
+    fs::create_dir(&half).unwrap();
+    let engine = Engine::open(Config::new(dir.path())).unwrap();
+    assert_eq!(engine.partitions().len(), 1);
+    engine.close().unwrap();
+    for name in ["notes", "a-b", "__cluster_metadata-0", "t-0.5e-stray", "meta.properties"] {
+        assert!(dir.path().join(name).exists(), "{name} is gone");
+    }
+    assert!(!half.exists(), "a deletion that was under way is finished");
+}
