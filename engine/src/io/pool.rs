@@ -240,6 +240,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::super::File;
     use super::*;
+    use std::os::fd::BorrowedFd;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// A file without a descriptor, as a simulated disk has.

@@ -156,6 +156,8 @@ mod loom_tests {
     fn readers_see_whole_entries(publish: Ordering) {
         loom::model(move || {
             let (array, mut writer) = Published::<2>::new();
+            // The chunk exists before the reader does; what is explored is the entries.
+            writer.push([1, 10]);
             let reader = loom::thread::spawn(move || {
                 let len = array.len();
                 for i in 0..len {
@@ -163,8 +165,8 @@ mod loom_tests {
                     assert_eq!(array.get(i), Some([expected, expected * 10]), "torn entry {i}");
                 }
             });
-            writer.push_with([1, 10], publish);
             writer.push_with([2, 20], publish);
+            writer.push_with([3, 30], publish);
             reader.join().unwrap();
         });
     }
