@@ -54,8 +54,13 @@ pub(crate) fn read_offsets(disk: &dyn Disk, path: &Path) -> Result<PartitionOffs
 }
 
 /// Replaces an offset checkpoint.
-pub(crate) fn write_offsets(disk: &dyn Disk, path: &Path, offsets: &PartitionOffsets) -> Result<()> {
-    let lines = offsets.iter().map(|(p, offset)| format!("{} {} {offset}", p.topic(), p.partition()));
+pub(crate) fn write_offsets(
+    disk: &dyn Disk,
+    path: &Path,
+    offsets: &PartitionOffsets,
+) -> Result<()> {
+    let lines =
+        offsets.iter().map(|(p, offset)| format!("{} {} {offset}", p.topic(), p.partition()));
     write_entries(disk, path, lines)
 }
 
@@ -102,7 +107,11 @@ pub(crate) fn read_topic_id(disk: &dyn Disk, dir: &Path) -> Result<Option<Uuid>>
 
 /// Writes a new partition's topic id.
 pub(crate) fn write_topic_id(disk: &dyn Disk, dir: &Path, id: Uuid) -> Result<()> {
-    replace(disk, &dir.join(PARTITION_METADATA), &format!("version: 0\ntopic_id: {}", topic_id_text(id)))
+    replace(
+        disk,
+        &dir.join(PARTITION_METADATA),
+        &format!("version: 0\ntopic_id: {}", topic_id_text(id)),
+    )
 }
 
 /// A topic id as Kafka prints it: base64url without padding.
@@ -193,9 +202,8 @@ fn replace(disk: &dyn Disk, path: &Path, text: &str) -> Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp");
     let tmp = PathBuf::from(tmp);
-    let file = disk
-        .open(&tmp, OpenMode::CreateOrTruncate)
-        .map_err(|e| Error::io("create", &tmp, e))?;
+    let file =
+        disk.open(&tmp, OpenMode::CreateOrTruncate).map_err(|e| Error::io("create", &tmp, e))?;
     file.write_all_at(text.as_bytes(), 0).map_err(|e| Error::io("write", &tmp, e))?;
     file.sync_data().map_err(|e| Error::io("sync", &tmp, e))?;
     disk.rename(&tmp, path).map_err(|e| Error::io("rename to", path, e))?;
@@ -242,8 +250,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(RECOVERY_POINTS);
         let disk = disk(dir.path());
-        let broken = ["", "1\n0\n", "0\n2\nt 0 1\n", "0\n1\nt 0\n", "0\n1\nt 0 -1\n", "0\n1\nt 0 1 2\n",
-            "0\n1\n../x 0 1\n", "0\nx\n"];
+        let broken = [
+            "",
+            "1\n0\n",
+            "0\n2\nt 0 1\n",
+            "0\n1\nt 0\n",
+            "0\n1\nt 0 -1\n",
+            "0\n1\nt 0 1 2\n",
+            "0\n1\n../x 0 1\n",
+            "0\nx\n",
+        ];
         for text in broken {
             fs::write(&path, text).unwrap();
             let error = read_offsets(disk.as_ref(), &path).unwrap_err();

@@ -142,7 +142,11 @@ impl Engine {
     #[must_use]
     pub fn topic(&self, topic: &str) -> Vec<Partition> {
         let partitions = self.read_partitions();
-        partitions.iter().filter(|(name, _)| name.topic() == topic).map(|(_, p)| p.clone()).collect()
+        partitions
+            .iter()
+            .filter(|(name, _)| name.topic() == topic)
+            .map(|(_, p)| p.clone())
+            .collect()
     }
 
     /// A partition that exists.
@@ -162,7 +166,10 @@ impl Engine {
     /// [`Engine::create_partition`]; then none is left behind that was not there before.
     pub fn create_topic(&self, topic: &str, count: u32) -> Result<Vec<Partition>> {
         if count == 0 {
-            return Err(Error::Config { key: "partitions", reason: "a topic has at least 1".into() });
+            return Err(Error::Config {
+                key: "partitions",
+                reason: "a topic has at least 1".into(),
+            });
         }
         if !self.topic(topic).is_empty() {
             return Err(Error::AlreadyExists { what: format!("topic {topic}") });
@@ -197,7 +204,9 @@ impl Engine {
         let dir = self.config.dir.join(name.to_string());
         if let Err(e) = self.disk.create_dir(&dir) {
             return Err(match e.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::AlreadyExists { what: name.to_string() },
+                std::io::ErrorKind::AlreadyExists => {
+                    Error::AlreadyExists { what: name.to_string() }
+                }
                 _ => Error::io("create", dir, e),
             });
         }
@@ -434,7 +443,9 @@ mod tests {
         let name = TopicPartition::new(&"x".repeat(249), 7).unwrap();
         let deleted = delete_name(&name);
         assert!(deleted.len() <= 255 && is_delete_name(&deleted), "{deleted}");
-        for name in ["a-0", "a-0-delete", "a-0.xyz-delete", "notes.0123456789abcdef0123456789abcdef-delete"] {
+        for name in
+            ["a-0", "a-0-delete", "a-0.xyz-delete", "notes.0123456789abcdef0123456789abcdef-delete"]
+        {
             assert!(!is_delete_name(name), "{name}");
         }
     }

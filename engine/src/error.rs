@@ -139,7 +139,9 @@ pub enum Error {
         reason: String,
     },
     /// The shard's mailbox is full. Retry after some completions.
-    #[error("the shard of {partition} has {queued} requests queued; retry when some have completed")]
+    #[error(
+        "the shard of {partition} has {queued} requests queued; retry when some have completed"
+    )]
     Busy {
         /// `<topic>-<partition>`.
         partition: String,
@@ -171,7 +173,9 @@ pub enum Error {
     },
     /// A flush of this partition failed, so what is past `durable` may be gone after a restart.
     /// It takes no more appends. Reopen.
-    #[error("{partition} stopped taking appends after a failed {op}; offsets below {durable} are on disk; reopen it")]
+    #[error(
+        "{partition} stopped taking appends after a failed {op}; offsets below {durable} are on disk; reopen it"
+    )]
     PartitionFailed {
         /// `<topic>-<partition>`.
         partition: String,

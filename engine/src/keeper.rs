@@ -55,11 +55,8 @@ impl Keeper {
                 return;
             }
             let wait = if state.retired.is_empty() { interval } else { interval.min(UNLINK_EVERY) };
-            let state = self
-                .changed
-                .wait_timeout(state, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let state =
+                self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
             if state.stopping {
                 return;
             }

@@ -41,6 +41,16 @@
 //!
 //! docs/DESIGN.md follows an append and a fetch through them; docs/FORMAT.md has every byte.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::cast_possible_truncation,
+        reason = "a test that meets the unexpected should panic"
+    )
+)]
+
 mod checkpoint;
 mod config;
 mod engine;

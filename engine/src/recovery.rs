@@ -24,7 +24,9 @@ use crate::log::{
     read_index, write_index,
 };
 use crate::offset::Offset;
-use crate::segment::{DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names};
+use crate::segment::{
+    DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names,
+};
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::collections::BTreeSet;
@@ -170,8 +172,8 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     shared.segments = ArcSwap::from_pointee(list);
     report.damaged = shared.damaged_ranges();
     let shared = Arc::new(shared);
-    let log = active
-        .map(|active| Log::new(Arc::clone(&shared), disk, Arc::clone(opening.clock), active));
+    let log =
+        active.map(|active| Log::new(Arc::clone(&shared), disk, Arc::clone(opening.clock), active));
     Ok(Opened { shared, log, report, follow })
 }
 
@@ -197,8 +199,7 @@ fn split_last(last: Loaded, list: SegmentList, writable: bool, now_ms: i64) -> S
     let Loaded { segment, index, entries_on_disk, tail, .. } = last;
     let Some(index) = index else { unreachable!("the active segment's index is always loaded") };
     if !writable {
-        let follow =
-            Follow { segment, index, next_offset: tail.end_offset, bytes: tail.bytes };
+        let follow = Follow { segment, index, next_offset: tail.end_offset, bytes: tail.bytes };
         return (list, None, Some(follow));
     }
     let active = ActiveSegment {
@@ -219,7 +220,8 @@ fn read_only_empty(opening: &Opening<'_>, base: i64) -> Split {
     let segment = Arc::new(Segment::new(path, base, Vec::new()));
     let (index, writer) = IndexWriter::new(base, opening.config.index_interval_bytes);
     segment.set_index(index);
-    let follow = Follow { segment: Arc::clone(&segment), index: writer, next_offset: base, bytes: 0 };
+    let follow =
+        Follow { segment: Arc::clone(&segment), index: writer, next_offset: base, bytes: 0 };
     (vec![segment], None, Some(follow))
 }
 
@@ -258,7 +260,15 @@ fn load_segment(
             let segment = Arc::new(segment);
             return Ok(Loaded { segment, index: None, entries_on_disk: (0, 0), tail, torn: None });
         }
-        return walk(shared, opening, base, bytes, next_base, Some("an index file is missing"), report);
+        return walk(
+            shared,
+            opening,
+            base,
+            bytes,
+            next_base,
+            Some("an index file is missing"),
+            report,
+        );
     }
     if believed || (opening.mode == Mode::ReadOnly && is_active) {
         let probe = Segment::new(path, base, Vec::new());

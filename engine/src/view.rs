@@ -12,7 +12,9 @@ use crate::io::{self, BackendChoice, Clock, DirLock, Disk, EntryKind, SystemCloc
 use crate::log::{FetchOptions, Lease, LogShared};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_partition};
-use crate::segment::{DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names};
+use crate::segment::{
+    DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names,
+};
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,12 @@
 //! What append and fetch promise, on both backends, across rolls and reopens.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected should panic"
+)]
+
 mod support;
 
 use loglane::io::BackendChoice;
@@ -192,7 +199,10 @@ fn deleted_segments_stay_readable_under_a_lease_and_go_when_it_is_released() {
     assert_eq!(partition.log_start_offset(), Offset(203), "the start survives a reopen");
     assert_eq!(read_dense(&partition, 203, 9_000), 400);
     assert_eq!(partition.delete_records(Offset(400)).unwrap(), Offset(400), "all of it");
-    assert_eq!(partition.append(batch(400, 1, 1), AppendOptions::default()).unwrap().base_offset, Offset(400));
+    assert_eq!(
+        partition.append(batch(400, 1, 1), AppendOptions::default()).unwrap().base_offset,
+        Offset(400)
+    );
 }
 
 #[test]
@@ -201,10 +211,8 @@ fn an_older_leader_is_fenced_and_epochs_say_where_they_end() {
     let engine = Engine::open(Config::new(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     let append = |first: i64, epoch: i32| {
-        let options = AppendOptions {
-            leader_epoch: Some(LeaderEpoch(epoch)),
-            ..AppendOptions::default()
-        };
+        let options =
+            AppendOptions { leader_epoch: Some(LeaderEpoch(epoch)), ..AppendOptions::default() };
         partition.append(batch(first, 5, 10), options)
     };
     append(0, 3).unwrap();
@@ -269,16 +277,24 @@ fn bad_batches_are_refused_by_name_and_leave_no_trace() {
     let mut bad_magic = good.clone();
     bad_magic[16] = 1;
     let two = [good.clone(), bad_crc.clone()].concat();
-    for (bytes, position) in
-        [(vec![], 0), (bad_crc, 0), (bad_magic, 0), (good[..60].to_vec(), 0), (good[..good.len() - 1].to_vec(), 0), (two, good.len())]
-    {
+    for (bytes, position) in [
+        (vec![], 0),
+        (bad_crc, 0),
+        (bad_magic, 0),
+        (good[..60].to_vec(), 0),
+        (good[..good.len() - 1].to_vec(), 0),
+        (two, good.len()),
+    ] {
         match partition.append(bytes, AppendOptions::default()) {
             Err(Error::InvalidBatch { position: at, .. }) => assert_eq!(at, position),
             other => panic!("{other:?}"),
         }
     }
     let huge = batch(0, 1, 2 << 20);
-    assert!(matches!(partition.append(huge, AppendOptions::default()), Err(Error::TooLarge { .. })));
+    assert!(matches!(
+        partition.append(huge, AppendOptions::default()),
+        Err(Error::TooLarge { .. })
+    ));
     assert_eq!(partition.log_end_offset(), Offset(0));
     assert_eq!(partition.stat().bytes, 0);
     partition.append(good, AppendOptions::default()).unwrap();
@@ -322,7 +338,10 @@ fn a_deleted_topic_is_gone_and_its_name_is_free() {
     old[1].append(batch(0, 3, 10), AppendOptions::default()).unwrap();
     let lease = old[1].fetch(Offset(0), &FetchOptions::default()).unwrap();
     engine.delete_topic("t").unwrap();
-    assert!(matches!(old[1].append(batch(3, 1, 1), AppendOptions::default()), Err(Error::Closed { .. })));
+    assert!(matches!(
+        old[1].append(batch(3, 1, 1), AppendOptions::default()),
+        Err(Error::Closed { .. })
+    ));
     assert!(matches!(engine.partition("t", 1), Err(Error::NotFound { .. })));
     assert_eq!(support::check_records(&lease.to_vec().unwrap(), 0), 3, "the lease still holds");
     let new = engine.create_topic("t", 1).unwrap().remove(0);

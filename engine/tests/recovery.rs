@@ -1,5 +1,12 @@
 //! What an open finds after crashes and damage: nothing true is lost, nothing untrue is served.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected should panic"
+)]
+
 mod support;
 
 use loglane::{AppendOptions, Config, Engine, Error, FetchOptions, Offset, View};
@@ -29,8 +36,7 @@ fn crash(dir: &Path) {
 
 fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     let names = fs::read_dir(dir.join("t-0")).unwrap().map(|e| e.unwrap().path());
-    let mut files: Vec<PathBuf> =
-        names.filter(|p| p.to_string_lossy().ends_with(suffix)).collect();
+    let mut files: Vec<PathBuf> = names.filter(|p| p.to_string_lossy().ends_with(suffix)).collect();
     files.sort();
     files
 }

@@ -25,6 +25,9 @@ use super::record::{DecodedBatch, check_records};
 pub const HEADER_BYTES: usize = 61;
 /// Bytes of base offset and length, which the length does not count.
 const LOG_OVERHEAD: usize = 12;
+/// The least that the length field says: a header without records.
+const LENGTH_MIN: i32 = 49;
+const _: () = assert!(HEADER_BYTES - LOG_OVERHEAD == 49);
 /// First byte under the CRC.
 const CRC_START: usize = 21;
 
@@ -125,7 +128,7 @@ impl BatchHeader {
             return Err(BatchFault::Magic(magic));
         }
         let length = i32::from_be_bytes(field(header, 8));
-        if length < (HEADER_BYTES - LOG_OVERHEAD) as i32 {
+        if length < LENGTH_MIN {
             return Err(BatchFault::Length(length));
         }
         Ok(BatchHeader {

@@ -39,8 +39,7 @@ pub enum Codec {
 
 impl Codec {
     /// All of them, by id.
-    pub const ALL: [Codec; 5] =
-        [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
+    pub const ALL: [Codec; 5] = [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd];
 
     /// The codec with this number in the attributes.
     ///
@@ -95,7 +94,10 @@ pub fn compress(codec: Codec, input: &[u8], out: &mut Vec<u8>) -> Result<(), Bat
         Codec::None => out.extend_from_slice(input),
         Codec::Gzip => {
             let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::default());
-            encoder.write_all(input).and_then(|()| encoder.finish().map(drop)).map_err(says(codec))?;
+            encoder
+                .write_all(input)
+                .and_then(|()| encoder.finish().map(drop))
+                .map_err(says(codec))?;
         }
         Codec::Snappy => {
             out.extend_from_slice(XERIAL_MAGIC);

@@ -39,7 +39,9 @@ pub enum BatchFault {
         found: i64,
     },
     /// Record count and last offset delta do not go together.
-    #[error("record count is {count} and last offset delta {last_offset_delta}; they differ by one")]
+    #[error(
+        "record count is {count} and last offset delta {last_offset_delta}; they differ by one"
+    )]
     Count {
         /// As the header says.
         count: i32,

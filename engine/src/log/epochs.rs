@@ -47,7 +47,8 @@ impl Epochs {
         let covering = self.entries.partition_point(|(_, start)| *start <= log_start);
         let Some(first) = covering.checked_sub(1) else { return false };
         let entry = self.entries.get(first).copied();
-        let (Some((epoch, start)), true) = (entry, first > 0 || entry.is_some_and(|e| e.1 < log_start))
+        let (Some((epoch, start)), true) =
+            (entry, first > 0 || entry.is_some_and(|e| e.1 < log_start))
         else {
             return false;
         };

@@ -24,8 +24,8 @@ mod write;
 
 pub(crate) use epochs::Epochs;
 pub use lease::{Lease, LeaseRange};
-pub(crate) use roll::{first_segment as create_first, write_index};
 pub(crate) use offsets::Offsets;
+pub(crate) use roll::{first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation};
 pub(crate) use sync::SyncOutcome;
@@ -132,7 +132,8 @@ impl Log {
         let mut files = Vec::new();
         for suffix in names::SEGMENT_SUFFIXES {
             let from = names::path(&self.shared.dir, segment.base_offset(), suffix);
-            let to = names::path(&self.shared.dir, segment.base_offset(), &format!("{suffix}.deleted"));
+            let to =
+                names::path(&self.shared.dir, segment.base_offset(), &format!("{suffix}.deleted"));
             match self.disk.rename(&from, &to) {
                 Ok(()) => files.push(to),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

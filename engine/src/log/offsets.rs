@@ -93,7 +93,10 @@ impl Offsets {
     /// Moves the log start up to `offset`, which is at most the high watermark.
     pub(crate) fn advance_log_start(&self, offset: i64) {
         let high_watermark = self.high_watermark.load(Ordering::Acquire);
-        assert!(offset <= high_watermark, "log start {offset} past high watermark {high_watermark}");
+        assert!(
+            offset <= high_watermark,
+            "log start {offset} past high watermark {high_watermark}"
+        );
         self.log_start.fetch_max(offset, Ordering::AcqRel);
     }
 }
@@ -105,7 +108,8 @@ mod tests {
     #[test]
     fn checkpoints_out_of_range_are_brought_into_it() {
         let offsets = Offsets::new(10, 3, 20, 99);
-        let expected = OffsetSnapshot { log_start: 10, high_watermark: 10, log_end: 20, durable: 20 };
+        let expected =
+            OffsetSnapshot { log_start: 10, high_watermark: 10, log_end: 20, durable: 20 };
         assert_eq!(offsets.snapshot(), expected);
     }
 

@@ -453,7 +453,9 @@ fn check_entries_against_log(
         let Some(entry) = index.offset_entry(at) else { continue };
         let header = crate::segment::header_at(file.as_ref(), entry.position.into(), log_bytes)
             .map_err(|e| e.to_string())?
-            .map_err(|fault| format!("entry {at} of the offset index points at no batch: {fault}"))?;
+            .map_err(|fault| {
+                format!("entry {at} of the offset index points at no batch: {fault}")
+            })?;
         // An append of several batches may have one entry, for the last offset of them all (4.0).
         let offset = segment.base_offset() + i64::from(entry.relative_offset);
         if header.base_offset > offset || header.base_offset < segment.base_offset() {

@@ -98,9 +98,9 @@ impl Log {
         };
         let dir = &self.shared.dir;
         let names = match self.sync.names_changed && (active.is_some() || self.sync.has_files()) {
-            true => Some(
-                self.disk.open(dir, OpenMode::Read).map_err(|e| Error::io("open", dir, e))?,
-            ),
+            true => {
+                Some(self.disk.open(dir, OpenMode::Read).map_err(|e| Error::io("open", dir, e))?)
+            }
             false => None,
         };
         let mut files = std::mem::take(&mut self.sync.index_files);

@@ -340,8 +340,8 @@ mod tests {
 
         assert!(load(&offsets[..9], &times).is_err(), "a short file");
         assert!(load(&offsets, &times[..13]).is_err(), "a short time file");
-        assert!(load(&vec![0; 80], &times).is_err(), "zeros are not entries");
-        assert!(load(&offsets, &vec![0; 120]).is_err(), "zeros are not time entries");
+        assert!(load(&[0; 80], &times).is_err(), "zeros are not entries");
+        assert!(load(&offsets, &[0; 120]).is_err(), "zeros are not time entries");
         let mut swapped = offsets.clone();
         swapped[..16].rotate_left(8);
         assert!(load(&swapped, &times).is_err(), "entries out of order");

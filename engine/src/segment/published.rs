@@ -107,9 +107,8 @@ impl<const W: usize> Writer<W> {
     fn push_with(&mut self, entry: [u64; W], publish: Ordering) {
         let (chunk, at) = locate(self.len);
         let cell = self.array.chunks.get(chunk).expect("an index rolls its segment long before");
-        let words = cell.get_or_init(|| {
-            (0..(FIRST_CHUNK << chunk) * W).map(|_| AtomicU64::new(0)).collect()
-        });
+        let words = cell
+            .get_or_init(|| (0..(FIRST_CHUNK << chunk) * W).map(|_| AtomicU64::new(0)).collect());
         for (word, value) in words.iter().skip(at * W).zip(entry) {
             word.store(value, Ordering::Relaxed);
         }

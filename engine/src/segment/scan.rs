@@ -207,4 +207,3 @@ pub(crate) fn header_at(
         Ok(header)
     }))
 }
-

@@ -90,11 +90,7 @@ impl CompletionQueue {
                 return 0;
             }
             state.waiting = true;
-            state = self
-                .ready
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.waiting = false;
         }
         drop(state);

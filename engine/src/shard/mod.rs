@@ -157,9 +157,8 @@ pub(crate) fn spawn(
         retired,
         stopping: false,
     };
-    let thread = std::thread::Builder::new()
-        .name(format!("loglane-{number}"))
-        .spawn(move || shard.run())?;
+    let thread =
+        std::thread::Builder::new().name(format!("loglane-{number}")).spawn(move || shard.run())?;
     let thread = Mutex::new(Some(thread));
     Ok(ShardHandle { sender, waker, inflight_bytes, inflight_bytes_max, thread })
 }
@@ -367,8 +366,8 @@ impl Shard {
                 continue;
             }
             let durable = owned.log.shared.offsets.durable();
-            let wanted = owned.waiters.iter().any(|w| w.up_to > durable)
-                || owned.log.has_sealed_unsynced();
+            let wanted =
+                owned.waiters.iter().any(|w| w.up_to > durable) || owned.log.has_sealed_unsynced();
             if wanted {
                 match owned.log.begin_sync() {
                     Ok(files) => {

@@ -19,7 +19,9 @@ pub fn small_segments(dir: &Path) -> Config {
 pub fn batch(first: i64, count: i64, value_bytes: usize) -> Vec<u8> {
     let mut builder = BatchBuilder::new(Codec::None);
     for i in first..first + count {
-        builder.append(1_000_000 + i, Some(&i.to_be_bytes()), Some(&value(i, value_bytes)), &[]).unwrap();
+        builder
+            .append(1_000_000 + i, Some(&i.to_be_bytes()), Some(&value(i, value_bytes)), &[])
+            .unwrap();
     }
     builder.build().unwrap()
 }

@@ -1,0 +1,32 @@
+# The words that people and CI use. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+help: ## list these words
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+test: check unit loom fuzz-slice ## every test: lints, units, guarantees, Kafka, loom, a slice of fuzzing
+
+check: ## formatting, lints and docs, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+unit: ## unit tests, guarantees, the real Kafka (skips with a message without Java 17+ and Maven)
+	$(CARGO) test --workspace --no-fail-fast
+
+loom: ## every interleaving of the lock-free index and the mailbox, with a planted bug for each guard
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test -p loglane --lib --release loom_
+
+FUZZ_SECONDS ?= 20
+fuzz-slice: ## fuzz each decoder for FUZZ_SECONDS (needs cargo-fuzz and a nightly toolchain)
+	@tests/fuzz.sh $(FUZZ_SECONDS)
+
+fuzz: ## fuzz each decoder for ten minutes
+	@tests/fuzz.sh 600
+
+clean: ## remove what was built
+	rm -rf target .cache fuzz/target
+
+.PHONY: help test check unit loom fuzz-slice fuzz clean
