@@ -1,0 +1,202 @@
+//! `loglane bench append`.
+
+#![forbid(unsafe_code)]
+
+use super::limit::{Recycled, write_loop};
+use super::{Figures, Round, sample_batch, timed, work_dir};
+use crate::Global;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use clap::{Args, ValueEnum};
+use loglane::{
+    AppendOptions, Bytes, Completion, CompletionQueue, Config, Durability, Engine, Error, Partition,
+};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long one round of either side takes.
+const ROUND: Duration = Duration::from_millis(250);
+/// Most bytes of one round: what stays in the page cache before the kernel starts writing back.
+const ROUND_BYTES_MAX: u64 = 512 << 20;
+
+/// Append batches, and hold the figure against a bare loop
+#[derive(Args)]
+pub(crate) struct Append {
+    /// Partitions, appended to in turn
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    partitions: u32,
+    /// Bytes of a batch
+    #[arg(long, default_value_t = 16384)]
+    batch_bytes: usize,
+    /// Bytes of a record's value
+    #[arg(long, default_value_t = 1024)]
+    record_bytes: usize,
+    /// written: in the page cache; durable: on disk
+    #[arg(long, value_enum, default_value_t = Class::Written)]
+    class: Class,
+    /// How long the engine is measured; the limit takes as long again
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Appends under way at once [default: 512 and 4 for each partition, durable 1]
+    #[arg(long)]
+    in_flight: Option<usize>,
+    /// Threads that own partitions [default: one for each core]
+    #[arg(long)]
+    shards: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Class {
+    Written,
+    Durable,
+}
+
+impl Append {
+    pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
+        let dir = work_dir(global)?;
+        let (batch, records) = sample_batch(self.batch_bytes, self.record_bytes)?;
+        let mut config = Config::new(dir.path().join("data"));
+        config.shards = self.shards.unwrap_or(config.shards);
+        config.inflight_bytes_max = 512 << 20;
+        config.file_delete_delay_ms = 0;
+        config.partition.batch_bytes_max = u32::MAX >> 1;
+        let engine = Engine::open(config)?;
+        let mut figures = Figures::new();
+        figures.backend = engine.backend().kind.name();
+        let mut recycled = match self.class {
+            Class::Durable => Some(Recycled::new(&dir.path().join("recycled"), batch.len())?),
+            Class::Written => None,
+        };
+        let mut driver = Driver::new(&batch, records, self.class, self.in_flight_max())?;
+        let start = Instant::now();
+        // The first round of each warms files, memory and branch predictors, and is not counted.
+        let mut warm = false;
+        while figures.engine.is_empty() || start.elapsed().as_secs_f64() < self.seconds * 2.0 {
+            let limit = timed(|| match &mut recycled {
+                Some(recycled) => recycled.write_loop(records, ROUND),
+                None => {
+                    let path = dir.path().join("limit");
+                    write_loop(&path, &batch, records, ROUND, ROUND_BYTES_MAX)
+                }
+            })?;
+            if recycled.is_none() {
+                let _ = std::fs::remove_file(dir.path().join("limit"));
+            }
+            let partitions = engine.create_topic("bench", self.partitions)?;
+            let round = timed(|| driver.round(&partitions))?;
+            engine.delete_topic("bench")?;
+            if std::mem::replace(&mut warm, true) {
+                figures.limit.push(limit);
+                figures.engine.push(round);
+                driver.take_latencies(&mut figures);
+            } else {
+                driver.latencies_ns.clear();
+            }
+        }
+        engine.close()?;
+        let class = if self.class == Class::Durable { "durable" } else { "written" };
+        let setup = json!({
+            "partitions": self.partitions, "batch_bytes": batch.len(), "class": class,
+            "record_bytes": self.record_bytes, "in_flight": self.in_flight_max(),
+        });
+        figures.print(out, "append", setup)
+    }
+
+    fn in_flight_max(&self) -> usize {
+        self.in_flight.unwrap_or(match self.class {
+            Class::Written => 512.max(4 * self.partitions as usize),
+            Class::Durable => 1,
+        })
+    }
+}
+
+/// Keeps appends under way.
+struct Driver {
+    batch: Bytes,
+    records: u64,
+    options: AppendOptions,
+    in_flight_max: usize,
+    queue: Arc<CompletionQueue>,
+    done: Vec<Completion>,
+    /// When the append with this token, modulo the limit, was submitted.
+    started: Vec<Instant>,
+    latencies_ns: Vec<u64>,
+}
+
+impl Driver {
+    fn new(
+        batch: &[u8],
+        records: u64,
+        class: Class,
+        in_flight_max: usize,
+    ) -> Result<Driver, Failure> {
+        let durability = match class {
+            Class::Written => Durability::Written,
+            Class::Durable => Durability::Durable,
+        };
+        Ok(Driver {
+            batch: Bytes::copy_from_slice(batch),
+            records,
+            options: AppendOptions { durability, leader_epoch: None },
+            in_flight_max: in_flight_max.max(1),
+            queue: CompletionQueue::new()?,
+            done: Vec::new(),
+            started: vec![Instant::now(); in_flight_max.max(1)],
+            latencies_ns: Vec::new(),
+        })
+    }
+
+    fn round(&mut self, partitions: &[Partition]) -> Result<Round, Failure> {
+        let mut round = Round::default();
+        let mut free: Vec<usize> = (0..self.in_flight_max).collect();
+        let mut turn = partitions.iter().cycle();
+        let start = Instant::now();
+        let mut ended = false;
+        loop {
+            ended |= start.elapsed() >= ROUND || round.bytes >= ROUND_BYTES_MAX;
+            while !ended
+                && let Some(token) = free.pop()
+            {
+                let Some(partition) = turn.next() else { break };
+                if let Some(started) = self.started.get_mut(token) {
+                    *started = Instant::now();
+                }
+                let batch = self.batch.clone();
+                match partition.submit(batch, self.options, &self.queue, token as u64) {
+                    Ok(()) => {}
+                    Err(Error::Busy { .. }) => {
+                        free.push(token);
+                        break;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if ended && free.len() == self.in_flight_max {
+                return Ok(round);
+            }
+            // Looking first saves the sleep when answers are there already.
+            if self.queue.drain(&mut self.done) == 0 {
+                self.queue.wait(&mut self.done, Duration::from_secs(1));
+            }
+            let now = Instant::now();
+            for completion in self.done.drain(..) {
+                completion.result?;
+                let token = usize::try_from(completion.token).unwrap_or(usize::MAX);
+                let started = self.started.get(token).copied().unwrap_or(now);
+                let latency = now.saturating_duration_since(started).as_nanos();
+                self.latencies_ns.push(u64::try_from(latency).unwrap_or(u64::MAX));
+                free.push(token);
+                round.batches += 1;
+                round.records += self.records;
+                round.bytes += self.batch.len() as u64;
+            }
+        }
+    }
+
+    fn take_latencies(&mut self, figures: &mut Figures) {
+        for latency in self.latencies_ns.drain(..) {
+            figures.latency_ns.saturating_record(latency);
+        }
+    }
+}
