@@ -17,7 +17,7 @@ pub use verify::{Finding, PartitionFindings, Severity, State, verify_partition, 
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault};
-use crate::io::{self, BackendChoice, Disk, FileRef, OpenMode};
+use crate::io::{self, BackendChoice, Disk, EntryKind, FileRef, OpenMode};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::{Scanned, Scanner, names};
 use crate::topic::TopicPartition;
@@ -272,4 +272,45 @@ fn read_whole(path: &Path) -> Result<Vec<u8>> {
     let read = file.read_up_to(&mut content, 0).map_err(|e| Error::io("read", path, e))?;
     content.truncate(read);
     Ok(content)
+}
+
+/// What a data directory says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Directory {
+    /// A process has it open for writing.
+    pub writer_is_live: bool,
+    /// It was closed cleanly and not opened since.
+    pub is_clean: bool,
+    /// Its partitions, in order.
+    pub partitions: Vec<(TopicPartition, PathBuf)>,
+    /// Its checkpoint files.
+    pub checkpoints: Vec<PathBuf>,
+}
+
+/// Looks at a data directory without opening its partitions.
+///
+/// # Errors
+/// [`Error::NotFound`], [`Error::Io`].
+pub fn directory(dir: &Path) -> Result<Directory> {
+    if !dir.is_dir() {
+        return Err(Error::NotFound { what: format!("directory {}", dir.display()) });
+    }
+    let disk = disk_of(&dir.join("x"))?;
+    let writer_is_live = io::DirLock::is_held(&dir.join(crate::engine::LOCK_FILE)).unwrap_or(false);
+    let is_clean = checkpoint::read_clean_shutdown(disk.as_ref(), dir)?.is_some();
+    let (mut partitions, mut checkpoints) = (Vec::new(), Vec::new());
+    for entry in disk.list(dir).map_err(|e| Error::io("list", dir, e))? {
+        let path = dir.join(&entry.name);
+        match entry.kind {
+            EntryKind::Dir => {
+                let name = TopicPartition::from_dir_name(&entry.name);
+                partitions.extend(name.map(|name| (name, path)));
+            }
+            EntryKind::File if entry.name.ends_with("-offset-checkpoint") => checkpoints.push(path),
+            _ => {}
+        }
+    }
+    partitions.sort();
+    checkpoints.sort();
+    Ok(Directory { writer_is_live, is_clean, partitions, checkpoints })
 }
