@@ -37,6 +37,7 @@
 //! | `segment` | one segment: file, lock-free index, walk |
 //! | [`mod@format`] | record batches: bytes in, bytes out |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
+//! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
 //! | [`io`] | the disk behind one trait: io_uring, plain calls |
 //!
 //! docs/DESIGN.md follows an append and a fetch through them; docs/FORMAT.md has every byte.
@@ -56,6 +57,7 @@ mod config;
 mod engine;
 mod error;
 pub mod format;
+pub mod inspect;
 pub mod io;
 mod keeper;
 mod log;

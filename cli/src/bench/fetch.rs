@@ -176,7 +176,7 @@ impl Sender {
                 for range in lease.ranges() {
                     let Some(fd) = range.fd() else { continue };
                     let (position, length) = (range.position().0.into(), range.length() as usize);
-                    splice_file(&mut self.pipe, self.socket.as_fd(), fd, position, length)
+                    splice_file(self.socket.as_fd(), fd, position, length, &mut self.pipe)
                         .map_err(failed)?;
                 }
             }

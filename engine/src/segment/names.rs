@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 pub(crate) const LOG: &str = ".log";
 pub(crate) const INDEX: &str = ".index";
 pub(crate) const TIME_INDEX: &str = ".timeindex";
+pub(crate) const SNAPSHOT: &str = ".snapshot";
 pub(crate) const TXN_INDEX: &str = ".txnindex";
 /// Renamed, to be unlinked later.
 pub(crate) const DELETED: &str = ".deleted";

@@ -79,6 +79,11 @@ impl Scanner {
         }
     }
 
+    /// Where the walk is: the byte after the last batch it gave.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Lowest offset that may come next: one past the last batch it gave.
     pub(crate) fn next_offset(&self) -> i64 {
         self.next_offset
