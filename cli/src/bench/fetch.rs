@@ -28,9 +28,12 @@ pub(crate) struct Fetch {
     /// How the bytes go from the file to the socket
     #[arg(long, value_enum, default_value_t = Mode::Sendfile)]
     mode: Mode,
-    /// Bytes of one fetch, and of one sendfile of the limit
+    /// Bytes of one send, of the engine and of the limit
     #[arg(long, default_value_t = 65536)]
     chunk_bytes: u64,
+    /// Bytes of one fetch: a lease is sent in chunks. The default is that of Kafka's consumers
+    #[arg(long, default_value_t = 1 << 20)]
+    lease_bytes: u64,
     /// Bytes of a batch in the log
     #[arg(long, default_value_t = 16384)]
     batch_bytes: usize,
@@ -66,7 +69,7 @@ impl Fetch {
         }
         // Dirty pages would be written back in the middle of a round.
         partition.flush()?;
-        let mut sender = Sender::new(self.mode, self.chunk_bytes, records, batch.len() as u64)?;
+        let mut sender = Sender::new(&self, records, batch.len() as u64)?;
         let mut figures = Figures::new();
         figures.backend = engine.backend().kind.name();
         let log = dir.path().join("bench-0/00000000000000000000.log");
@@ -93,7 +96,7 @@ impl Fetch {
         engine.close()?;
         let setup = json!({
             "mode": format!("{:?}", self.mode).to_lowercase(), "chunk_bytes": self.chunk_bytes,
-            "batch_bytes": batch.len(), "record_bytes": self.record_bytes, "log_bytes": length,
+            "lease_bytes": self.lease_bytes, "batch_bytes": batch.len(), "record_bytes": self.record_bytes, "log_bytes": length,
         });
         figures.print(out, "fetch", setup)
     }
@@ -104,6 +107,7 @@ struct Sender {
     socket: TcpStream,
     mode: Mode,
     chunk_bytes: u64,
+    lease_bytes: u64,
     records: u64,
     batch_bytes: u64,
     pipe: SplicePipe,
@@ -113,12 +117,7 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(
-        mode: Mode,
-        chunk_bytes: u64,
-        records: u64,
-        batch_bytes: u64,
-    ) -> Result<Sender, Failure> {
+    fn new(args: &Fetch, records: u64, batch_bytes: u64) -> Result<Sender, Failure> {
         let connect = || -> io::Result<(TcpStream, SplicePipe)> {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let socket = TcpStream::connect(listener.local_addr()?)?;
@@ -132,8 +131,9 @@ impl Sender {
         })?;
         Ok(Sender {
             socket,
-            mode,
-            chunk_bytes,
+            mode: args.mode,
+            chunk_bytes: args.chunk_bytes,
+            lease_bytes: args.lease_bytes,
             records,
             batch_bytes,
             pipe,
@@ -146,7 +146,7 @@ impl Sender {
     /// Fetches and sends until the round is over, from the start again at the end of the log.
     fn round(&mut self, partition: &Partition) -> Result<Round, Failure> {
         let mut round = Round::default();
-        let options = FetchOptions { max_bytes: self.chunk_bytes, ..FetchOptions::default() };
+        let options = FetchOptions { max_bytes: self.lease_bytes, ..FetchOptions::default() };
         let start = Instant::now();
         while start.elapsed() < ROUND {
             let began = Instant::now();
@@ -170,14 +170,23 @@ impl Sender {
         let failed = |e: io::Error| Failure::new(format!("cannot send: {e}"), "try again");
         match self.mode {
             Mode::Sendfile => {
-                lease.send(&self.socket, 0)?;
+                let mut sent = 0;
+                while sent < lease.bytes() {
+                    sent += lease.send_part(&self.socket, sent, self.chunk_bytes)?;
+                }
             }
             Mode::Splice => {
                 for range in lease.ranges() {
                     let Some(fd) = range.fd() else { continue };
-                    let (position, length) = (range.position().0.into(), range.length() as usize);
-                    splice_file(self.socket.as_fd(), fd, position, length, &mut self.pipe)
-                        .map_err(failed)?;
+                    let (mut position, mut left) = (range.position().0.into(), range.length());
+                    while left > 0 {
+                        let chunk = self.chunk_bytes.min(left.into());
+                        let length = usize::try_from(chunk).unwrap_or(usize::MAX);
+                        splice_file(self.socket.as_fd(), fd, position, length, &mut self.pipe)
+                            .map_err(failed)?;
+                        position += chunk;
+                        left -= u32::try_from(chunk).unwrap_or(left);
+                    }
                 }
             }
             Mode::Copy => {

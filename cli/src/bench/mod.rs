@@ -17,7 +17,7 @@ use crate::output::Output;
 use clap::Subcommand;
 use hdrhistogram::Histogram;
 use loglane::format::{BatchBuilder, Codec};
-use rustix::process::{RUsage, Timeval};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -149,16 +149,8 @@ fn timed(work: impl FnOnce() -> Result<Round, Failure>) -> Result<Round, Failure
 }
 
 fn cpu_time() -> Duration {
-    let RUsage { utime, stime, .. } = usage();
-    of(utime) + of(stime)
-}
-
-fn usage() -> RUsage {
-    rustix::process::getrusage(rustix::process::Resource::self_())
-}
-
-fn of(time: Timeval) -> Duration {
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_usec * 1000).unwrap_or(0))
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// A batch of about `batch_bytes`, of records with values of `record_bytes`.
