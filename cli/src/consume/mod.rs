@@ -11,9 +11,7 @@ use crate::{Global, exit_for, stop, topics};
 use clap::Args;
 use format::{Format, Printer};
 use loglane::format::Batch;
-use loglane::{
-    Error, FetchOptions, Lease, Offset, PartitionView, TopicPartition, View, inspect,
-};
+use loglane::{Error, FetchOptions, Lease, Offset, PartitionView, TopicPartition, View, inspect};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -269,7 +267,9 @@ impl Reader<'_> {
         // Records before it come first, also where both streams go to one place.
         let _ = self.printer.out.flush();
         let path = path.display();
-        let line = format!("damage: {path} at byte {position}: {fault}; offsets {from} to {to} (exclusive) are skipped");
+        let line = format!(
+            "damage: {path} at byte {position}: {fault}; offsets {from} to {to} (exclusive) are skipped"
+        );
         let _ = writeln!(io::stderr(), "{line}");
     }
 }
