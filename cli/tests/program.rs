@@ -360,6 +360,15 @@ fn damage_is_named_and_the_rest_still_read() {
             got.lines().count(),
             expected.lines().count()
         );
+
+        // Right behind the damage, where no index entry leads past it.
+        let offset = (last + 1).to_string();
+        let got = ok(&run(dir.path(), &["consume", "--topic", "d", "--offset", &offset]));
+        assert_eq!(got.lines().count() as i64, 1999 - last, "{at}");
+        let offset = first.to_string();
+        let output = run(dir.path(), &["consume", "--topic", "d", "--offset", &offset]);
+        assert_eq!(output.status.code(), Some(3));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count() as i64, 1999 - last);
     }
 }
 
