@@ -27,8 +27,10 @@ impl Doctor {
         findings.extend(state(&dir));
         if out.json {
             for f in &findings {
-                out.object(&json!({ "name": f.name, "value": f.value, "verdict": f.verdict.name(),
-                    "advice": f.advice }))?;
+                out.object(
+                    &json!({ "name": f.name, "value": f.value, "verdict": f.verdict.name(),
+                    "advice": f.advice }),
+                )?;
             }
             return Ok(Exit::Done);
         }

@@ -79,23 +79,33 @@ fn next_step(error: &Error) -> &'static str {
         Error::Config { .. } => "give a value in the range; --help shows the options",
         Error::TopicName { .. } => "choose a name Kafka accepts, e.g. orders or orders.eu-1",
         Error::NotFound { .. } => "see what is there with: loglane topics list",
-        Error::AlreadyExists { .. } => "use it as it is, or delete it with: loglane topics delete NAME",
+        Error::AlreadyExists { .. } => {
+            "use it as it is, or delete it with: loglane topics delete NAME"
+        }
         Error::Locked { .. } => {
             "consume, dump, verify, topics list and describe work while another process writes"
         }
-        Error::ReadOnly { .. } => "mount it writable, or copy the directory; reading works as it is",
+        Error::ReadOnly { .. } => {
+            "mount it writable, or copy the directory; reading works as it is"
+        }
         Error::InvalidBatch { .. } => "the records were not stored; check the input",
         Error::TooLarge { .. } => "split the record, or lower --batch-bytes",
         Error::OffsetOutOfRange { .. } => "start within the range, or with --from-beginning",
         Error::Damaged { .. } => "see what can still be read with: loglane verify",
-        Error::Format { .. } => "restore the file from a backup; loglane verify lists all that is wrong",
+        Error::Format { .. } => {
+            "restore the file from a backup; loglane verify lists all that is wrong"
+        }
         Error::NoSpace { .. } => "free some space and run the command again",
-        Error::TooManyOpenFiles { .. } => "raise the limit with ulimit -n and run the command again",
+        Error::TooManyOpenFiles { .. } => {
+            "raise the limit with ulimit -n and run the command again"
+        }
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             "run it as the owner of the directory, or change its mode"
         }
         Error::Io { .. } => "loglane doctor looks for the usual causes",
-        Error::PartitionFailed { .. } => "check the disk, then run the command again: opening recovers",
+        Error::PartitionFailed { .. } => {
+            "check the disk, then run the command again: opening recovers"
+        }
         _ => "run the command again; with RUST_LOG=debug it says more",
     }
 }

@@ -103,7 +103,7 @@ fn main() -> ExitCode {
         Command::Topics(command) => command.run(global, &mut out),
         Command::Produce(command) => command.run(global, &mut out),
         Command::Consume(command) => command.run(global, &mut out),
-        Command::Dump(command) => command.run(&mut out),
+        Command::Dump(command) => command.run(global, &mut out),
         Command::Verify(command) => command.run(global, &mut out),
         Command::Doctor(command) => command.run(global, &mut out),
         Command::Bench(command) => command.run(global, &mut out),

@@ -23,7 +23,11 @@ impl Output {
     }
 
     /// A line of text, or the object, whichever was asked for.
-    pub(crate) fn item(&mut self, text: impl FnOnce() -> String, value: impl FnOnce() -> Value) -> io::Result<()> {
+    pub(crate) fn item(
+        &mut self,
+        text: impl FnOnce() -> String,
+        value: impl FnOnce() -> Value,
+    ) -> io::Result<()> {
         if self.json { self.object(&value()) } else { writeln!(self.out, "{}", text()) }
     }
 

@@ -89,7 +89,10 @@ mod tests {
         assert_eq!(fixed.partition(Some(b"abc")), 3);
         let mut free = Partitioner::new(4, None);
         assert_eq!(free.partition(Some(b"abc")), 479_470_107 % 4);
-        assert_eq!(free.partition(Some(b"21")), (973_932_308_i32.wrapping_neg() & 0x7fff_ffff) as u32 % 4);
+        assert_eq!(
+            free.partition(Some(b"21")),
+            (973_932_308_i32.wrapping_neg() & 0x7fff_ffff) as u32 % 4
+        );
         assert_eq!(free.partition(None), 0);
         free.batch_done(2);
         assert_eq!(free.partition(None), 0, "another partition's batch does not end the turn");

@@ -249,8 +249,9 @@ impl<'a> Producer<'a> {
             return Ok(());
         }
         let built = target.batch.build();
-        let bytes =
-            Bytes::from(built.map_err(|fault| Failure::new(fault.to_string(), "split the record"))?);
+        let bytes = Bytes::from(
+            built.map_err(|fault| Failure::new(fault.to_string(), "split the record"))?,
+        );
         self.partitioner.batch_done(number);
         let Some(partition) = target.partition.clone() else {
             let what = format!("partition {}-{number}", self.topic);
@@ -395,7 +396,8 @@ impl Lines<'_> {
         });
         let Some((key, value)) = parts else {
             let what = format!("line {} has no key separator", self.line_number);
-            let next = "the lines before it are stored; mend the line, or leave out --key-separator";
+            let next =
+                "the lines before it are stored; mend the line, or leave out --key-separator";
             return Err(Failure::new(what, next));
         };
         producer.record(timestamp, Some(key), value)

@@ -14,9 +14,8 @@ pub(crate) fn listen() -> Result<(), Failure> {
             std::process::exit(130);
         }
     };
-    ctrlc::set_handler(on_signal).map_err(|e| {
-        Failure::new(format!("cannot handle signals: {e}"), "run the command again")
-    })
+    ctrlc::set_handler(on_signal)
+        .map_err(|e| Failure::new(format!("cannot handle signals: {e}"), "run the command again"))
 }
 
 /// True once a signal came.

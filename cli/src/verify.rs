@@ -72,7 +72,8 @@ impl Target {
             true => State::Clean,
             false => State::InUse,
         };
-        if let (Some(name), true) = (TopicPartition::from_dir_name(name), found.partitions.is_empty())
+        if let (Some(name), true) =
+            (TopicPartition::from_dir_name(name), found.partitions.is_empty())
         {
             let around = inspect::directory(full.parent().unwrap_or(&full))?;
             let partitions = vec![(name, dir.to_owned())];
@@ -120,7 +121,11 @@ fn word(severity: Severity) -> &'static str {
     }
 }
 
-fn print(name: Option<&TopicPartition>, finding: &Finding, out: &mut Output) -> Result<(), Failure> {
+fn print(
+    name: Option<&TopicPartition>,
+    finding: &Finding,
+    out: &mut Output,
+) -> Result<(), Failure> {
     let Finding { severity, path, position, offsets, what, advice } = finding;
     if out.json {
         let offsets = offsets.map(|(from, to)| json!([from.0, to.0])).unwrap_or(Value::Null);

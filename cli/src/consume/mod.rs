@@ -11,9 +11,8 @@ use crate::{Global, exit_for, stop, topics};
 use clap::Args;
 use format::{Format, Printer};
 use loglane::format::Batch;
-use loglane::{
-    Error, FetchOptions, Lease, Offset, PartitionView, TopicPartition, View, inspect,
-};
+use loglane::inspect::{LogWalk, Step};
+use loglane::{Error, FetchOptions, Lease, Offset, PartitionView, TopicPartition, View, inspect};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -144,7 +143,7 @@ impl Reader<'_> {
         next: &mut i64,
         progress: &mut Progress,
     ) -> Result<bool, Failure> {
-        let mut options = FetchOptions { max_bytes: FETCH_BYTES, ..FetchOptions::default() };
+        let options = FetchOptions { max_bytes: FETCH_BYTES, ..FetchOptions::default() };
         let mut any = false;
         // A start past the end is an error, and fetch says so.
         while self.left > 0 && *next != partition.log_end_offset().0 && !stop::requested() {
@@ -156,22 +155,67 @@ impl Reader<'_> {
                     if *next <= before {
                         break;
                     }
-                    options.max_bytes = FETCH_BYTES;
                 }
-                // There may be whole batches before the damage: get at them one by one.
-                Err(Error::Damaged { .. }) if options.max_bytes > 1 => options.max_bytes = 1,
-                Err(Error::Damaged { path, position, next_offset, fault, .. }) => {
-                    let survivor = inspect::next_whole_batch(&path, position + 1, Offset(*next))?;
-                    let after = survivor.map_or(next_offset, |(_, offset)| offset).0.max(*next + 1);
-                    self.report(&path, position, *next, after, &fault.to_string());
-                    *next = after.min(partition.log_end_offset().0);
-                    options.max_bytes = FETCH_BYTES;
+                Err(Error::Damaged { path, next_offset, .. }) => {
+                    self.salvage(partition, &path, next, next_offset.0)?;
                 }
                 Err(error) => return Err(error.into()),
             }
             any = true;
         }
         Ok(any)
+    }
+
+    /// Prints what is whole in a segment that a fetch cannot find its way through.
+    fn salvage(
+        &mut self,
+        partition: &PartitionView,
+        path: &Path,
+        next: &mut i64,
+        segment_end: i64,
+    ) -> Result<(), Failure> {
+        let (start, end) = (*next, partition.log_end_offset().0);
+        let number = partition.name().partition();
+        let mut walk = LogWalk::open(path)?;
+        let mut damage: Option<(u64, String)> = None;
+        while let Some(step) = walk.step()? {
+            match step {
+                Step::Batch { position, batch } => {
+                    let header = batch.header();
+                    if header.base_offset >= end {
+                        break;
+                    }
+                    // Damage below the start is not in what was asked for.
+                    if let Some((position, fault)) = damage.take()
+                        && header.base_offset > *next
+                    {
+                        self.report(path, position, *next, header.base_offset, &fault);
+                    }
+                    if header.last_offset() < *next {
+                        continue;
+                    }
+                    let from = *next;
+                    *next = header.next_offset();
+                    match self.batch(number, &batch, start) {
+                        Ok(()) if self.left == 0 => return Ok(()),
+                        Ok(()) => {}
+                        Err(Met::Failure(failure)) => return Err(failure),
+                        Err(Met::Fault(fault)) => self.report(path, position, from, *next, &fault),
+                    }
+                }
+                Step::Damage { position, fault, .. } | Step::TornTail { position, fault, .. } => {
+                    damage = Some((position, fault.to_string()));
+                }
+            }
+        }
+        let after = segment_end.min(end).max(*next).max(start + 1);
+        if let Some((position, fault)) = damage
+            && after > *next
+        {
+            self.report(path, position, *next, after, &fault);
+        }
+        *next = after;
+        Ok(())
     }
 
     /// Prints the records of a lease; gives the offset to go on from.
@@ -269,7 +313,9 @@ impl Reader<'_> {
         // Records before it come first, also where both streams go to one place.
         let _ = self.printer.out.flush();
         let path = path.display();
-        let line = format!("damage: {path} at byte {position}: {fault}; offsets {from} to {to} (exclusive) are skipped");
+        let line = format!(
+            "damage: {path} at byte {position}: {fault}; offsets {from} to {to} (exclusive) are skipped"
+        );
         let _ = writeln!(io::stderr(), "{line}");
     }
 }

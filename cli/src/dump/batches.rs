@@ -14,12 +14,12 @@ use std::path::Path;
 
 pub(super) fn dump(
     path: &Path,
-    records: bool,
-    deep: bool,
+    (records, deep): (bool, bool),
+    quiet: bool,
     out: &mut Output,
 ) -> Result<bool, Failure> {
     let mut walk = LogWalk::open(path)?;
-    let mut progress = Progress::bytes(Some(walk.bytes()), "dumped", false);
+    let mut progress = Progress::bytes(Some(walk.bytes()), "dumped", quiet);
     if !out.json {
         writeln!(out, "Log starting offset: {}", walk.base_offset().0)?;
     }
@@ -40,12 +40,18 @@ pub(super) fn dump(
             Some(Step::Damage { position, end, offset, fault: found }) => {
                 damaged = true;
                 let bytes = end - position;
-                let what = format!("{found}; {bytes} bytes from offset {} on are passed over, the next whole batch is at {end}", offset.0);
+                let what = format!(
+                    "{found}; {bytes} bytes from offset {} on are passed over, the next whole batch is at {end}",
+                    offset.0
+                );
                 fault(path, Some(position), &what, out)?;
             }
             Some(Step::TornTail { position, offset, fault: found }) => {
                 damaged = true;
-                let what = format!("{found}; no whole batch follows up to the end of the file (next offset {})", offset.0);
+                let what = format!(
+                    "{found}; no whole batch follows up to the end of the file (next offset {})",
+                    offset.0
+                );
                 fault(path, Some(position), &what, out)?;
             }
         }
@@ -130,7 +136,8 @@ fn print_records(batch: &Batch<'_>, out: &mut Output) -> Result<Result<(), Batch
 }
 
 fn print_record(header: &BatchHeader, r: &Record<'_>, out: &mut Output) -> Result<(), Failure> {
-    let size = |bytes: Option<&[u8]>| bytes.map_or(-1, |b| i64::try_from(b.len()).unwrap_or(i64::MAX));
+    let size =
+        |bytes: Option<&[u8]>| bytes.map_or(-1, |b| i64::try_from(b.len()).unwrap_or(i64::MAX));
     let sequence = sequence(header, r.offset - header.base_offset);
     let control = r.key.filter(|_| header.attributes.is_control()).and_then(ControlType::from_key);
     let control = control.map(|control| match control {

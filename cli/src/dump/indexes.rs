@@ -72,7 +72,8 @@ pub(super) fn times(path: &Path, out: &mut Output) -> Result<bool, Failure> {
 /// The `.log` of the same segment; an index alone is checked for its order only.
 fn log_beside(index: &Path) -> Result<Option<LogWalk>, Failure> {
     let name = index.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let log: PathBuf = index.with_file_name(name.replace(".timeindex", ".log").replace(".index", ".log"));
+    let log: PathBuf =
+        index.with_file_name(name.replace(".timeindex", ".log").replace(".index", ".log"));
     match LogWalk::open(log) {
         Ok(walk) => Ok(Some(walk)),
         Err(Error::NotFound { .. }) => Ok(None),

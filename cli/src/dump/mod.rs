@@ -6,9 +6,9 @@ mod batches;
 mod indexes;
 mod tables;
 
-use crate::exit_for;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
+use crate::{Global, exit_for};
 use clap::Args;
 use loglane::{Error, inspect};
 use serde_json::json;
@@ -29,24 +29,24 @@ pub(crate) struct Dump {
 }
 
 impl Dump {
-    pub(crate) fn run(self, out: &mut Output) -> Result<Exit, Failure> {
+    pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
         let mut damaged = false;
         for path in &self.paths {
             for file in files(path)? {
-                damaged |= self.file(&file, out)?;
+                damaged |= self.file(&file, global.quiet, out)?;
             }
         }
         Ok(exit_for(damaged))
     }
 
     /// Shows one file; true if it is damaged.
-    fn file(&self, path: &Path, out: &mut Output) -> Result<bool, Failure> {
+    fn file(&self, path: &Path, quiet: bool, out: &mut Output) -> Result<bool, Failure> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if !out.json {
             writeln!(out, "Dumping {}", path.display())?;
         }
         let shown = match kind(name) {
-            Kind::Log => batches::dump(path, self.records, self.deep, out),
+            Kind::Log => batches::dump(path, (self.records, self.deep), quiet, out),
             Kind::Index => indexes::offsets(path, out),
             Kind::TimeIndex => indexes::times(path, out),
             Kind::TxnIndex => tables::transactions(path, out),
@@ -56,7 +56,8 @@ impl Dump {
             Kind::Metadata => tables::metadata(path, out),
             Kind::Other => {
                 let what = format!("{} is no file of a log by its name", path.display());
-                let next = "give a .log, .index, .timeindex, .txnindex, .snapshot or checkpoint file";
+                let next =
+                    "give a .log, .index, .timeindex, .txnindex, .snapshot or checkpoint file";
                 Err(Failure::new(what, next))
             }
         };

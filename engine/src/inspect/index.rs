@@ -198,7 +198,8 @@ impl TimeIndex {
                 .last()
                 .is_some_and(|last| last.timestamp >= timestamp || last.offset > entry.offset);
             if relative < 0 || falls {
-                let reason = format!("timestamp {timestamp} at offset {} does not rise", entry.offset);
+                let reason =
+                    format!("timestamp {timestamp} at offset {} does not rise", entry.offset);
                 index.faults.push(time_fault(index.entries.len(), reason));
             }
             index.entries.push(entry);

@@ -75,7 +75,7 @@ pub fn producer_snapshot(path: &Path) -> Result<Vec<ProducerState>> {
         let bytes = entries.len();
         return Err(format(format!("{count} producers do not fill {bytes} bytes of entries")));
     }
-    Ok(chunks.iter().map(|entry| parse_producer(entry)).collect())
+    Ok(chunks.iter().map(parse_producer).collect())
 }
 
 /// Reads a `.txnindex` file; last offsets must rise.

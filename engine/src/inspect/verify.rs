@@ -93,10 +93,15 @@ pub fn verify_partition(
     let mut check = Check { dir, state, epochs: Vec::new(), found: PartitionFindings::default() };
     match leader_epochs(dir) {
         Ok(epochs) => check.epochs = epochs,
-        Err(error) => check.unreadable(error, "restore it, or remove it: batches have the epochs too")?,
+        Err(error) => {
+            check.unreadable(error, "restore it, or remove it: batches have the epochs too")?
+        }
     }
     if let Err(error) = topic_id(dir) {
-        check.unreadable(error, "restore the file: Kafka gives a topic without an id away as stray")?;
+        check.unreadable(
+            error,
+            "restore the file: Kafka gives a topic without an id away as stray",
+        )?;
     }
     for name in &files {
         let path = dir.join(name);
@@ -108,7 +113,10 @@ pub fn verify_partition(
             continue;
         };
         if let Err(error) = outcome {
-            check.unreadable(error, "remove the file while the log is closed: it is made from the log")?;
+            check.unreadable(
+                error,
+                "remove the file while the log is closed: it is made from the log",
+            )?;
         }
     }
     let bases: Vec<i64> = files.iter().filter_map(|n| names::base_offset(n, names::LOG)).collect();
@@ -210,7 +218,14 @@ impl Check<'_> {
                             let range = (Offset(header.base_offset), Offset(header.next_offset()));
                             let what = format!("the records are not sound: {fault}");
                             let at = Some(position);
-                            self.add(Severity::Damage, path.clone(), at, Some(range), what, RESTORE);
+                            self.add(
+                                Severity::Damage,
+                                path.clone(),
+                                at,
+                                Some(range),
+                                what,
+                                RESTORE,
+                            );
                         }
                     }
                     offsets.on_batch(position, &header);
@@ -274,7 +289,9 @@ impl Check<'_> {
         if next_base.is_some_and(|next| header.last_offset() >= next) {
             let last = header.last_offset();
             let next = next_base.unwrap_or_default();
-            wrong.push(format!("offset {last} belongs into the next segment, which starts at {next}"));
+            wrong.push(format!(
+                "offset {last} belongs into the next segment, which starts at {next}"
+            ));
         }
         if header.leader_epoch >= 0 && header.leader_epoch < *epoch {
             let found = header.leader_epoch;
@@ -288,7 +305,8 @@ impl Check<'_> {
             && known.0 != header.leader_epoch
         {
             let found = header.leader_epoch;
-            wrong.push(format!("leader epoch is {found}, leader-epoch-checkpoint says {}", known.0));
+            wrong
+                .push(format!("leader epoch is {found}, leader-epoch-checkpoint says {}", known.0));
         }
         for what in wrong {
             self.add(Severity::Damage, path.to_owned(), Some(position), range, what, RESTORE);
@@ -348,7 +366,9 @@ impl Check<'_> {
             }
         }
         let is_empty = |path: &PathBuf, entries: usize| path.exists() && entries == 0;
-        if is_empty(&offset_path, offsets.entries().len()) && batches > 1 && bytes > UNINDEXED_BYTES_MAX
+        if is_empty(&offset_path, offsets.entries().len())
+            && batches > 1
+            && bytes > UNINDEXED_BYTES_MAX
         {
             let what = format!("no entry for {bytes} bytes of log");
             self.add(severity, offset_path, None, None, what, advice);
