@@ -9,6 +9,7 @@
 
 mod support;
 
+use loglane::format::Batches;
 use loglane::{AppendOptions, Config, Engine, Error, FetchOptions, Offset, View};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -130,6 +131,45 @@ fn damage_in_the_middle_is_reported_and_never_cut() {
         }
         assert_eq!(errors, 1);
         partition.append(batch(RECORDS, 4, 10), AppendOptions::default()).unwrap();
+    }
+}
+
+#[test]
+fn damage_that_no_open_has_seen_is_an_error_with_its_offsets_and_the_rest_is_readable() {
+    // After a clean close segments are not walked, so it is fetch that runs into the bad header.
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let log = files(dir.path(), ".log").remove(0);
+    let bytes = fs::read(&log).unwrap();
+    let starts: Vec<usize> = Batches::new(&bytes).map(|batch| batch.unwrap().0).collect();
+    flip(&log, starts[5] as u64 + 16);
+    for max_bytes in [1, 3000] {
+        let engine = Engine::open(small_segments(dir.path())).unwrap();
+        let partition = engine.partition("t", 0).unwrap();
+        let options = FetchOptions { max_bytes, ..FetchOptions::default() };
+        let (mut offset, mut errors) = (0, 0);
+        while offset < RECORDS {
+            match partition.fetch(Offset(offset), &options) {
+                Ok(lease) => offset = support::check_records(&lease.to_vec().unwrap(), offset),
+                Err(Error::Damaged { offset: from, next_offset, position, .. }) => {
+                    assert_eq!((from, next_offset), (Offset(20), Offset(24)));
+                    assert_eq!(position, starts[5] as u64);
+                    offset = next_offset.0;
+                    errors += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(errors, 1, "max_bytes {max_bytes}");
+    }
+    // A lease over many batches looks at its ends only; verify looks at all of it.
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let lease = engine.partition("t", 0).unwrap().fetch(Offset(0), &FetchOptions::default());
+    match lease.unwrap().verify() {
+        Err(Error::Damaged { offset: Offset(20), position, .. }) => {
+            assert_eq!(position, starts[5] as u64);
+        }
+        other => panic!("{other:?}"),
     }
 }
 

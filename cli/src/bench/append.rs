@@ -158,9 +158,7 @@ impl Driver {
         let mut ended = false;
         loop {
             ended |= start.elapsed() >= ROUND || round.bytes >= ROUND_BYTES_MAX;
-            while !ended
-                && let Some(token) = free.pop()
-            {
+            while !ended && let Some(token) = free.pop() {
                 let Some(partition) = turn.next() else { break };
                 if let Some(started) = self.started.get_mut(token) {
                     *started = Instant::now();

@@ -73,15 +73,15 @@ impl Fetch {
         let mut figures = Figures::new();
         figures.backend = engine.backend().kind.name();
         let log = dir.path().join("bench-0/00000000000000000000.log");
-        let file = File::open(&log)
-            .map_err(|e| Failure::new(format!("cannot open {}: {e}", log.display()), "try again"))?;
+        let file = File::open(&log).map_err(|e| {
+            Failure::new(format!("cannot open {}: {e}", log.display()), "try again")
+        })?;
         let length = partition.stat().bytes;
         let start = Instant::now();
         let mut warm = false;
         while figures.engine.is_empty() || start.elapsed().as_secs_f64() < self.seconds * 2.0 {
-            let limit = timed(|| {
-                send_loop(&file, length, sender.socket.as_fd(), self.chunk_bytes, ROUND)
-            })?;
+            let limit =
+                timed(|| send_loop(&file, length, sender.socket.as_fd(), self.chunk_bytes, ROUND))?;
             let round = timed(|| sender.round(&partition))?;
             if std::mem::replace(&mut warm, true) {
                 figures.limit.push(limit);
@@ -194,7 +194,10 @@ impl Sender {
                 lease.copy(0, &mut self.buffer)?;
                 // What copies is there to look: a copying consumer checks what it reads.
                 if Batches::new(&self.buffer).any(|batch| batch.is_err()) {
-                    return Err(Failure::new("a batch does not hold its CRC", "run loglane verify"));
+                    return Err(Failure::new(
+                        "a batch does not hold its CRC",
+                        "run loglane verify",
+                    ));
                 }
                 self.socket.write_all(&self.buffer).map_err(failed)?;
             }

@@ -81,9 +81,11 @@ impl Figures {
             median(self.engine.iter().map(|r| value(r) as f64 / r.time.as_secs_f64()))
         };
         let cpu = |round: &Round| round.cpu.as_secs_f64() / (round.bytes as f64 / 1e9);
-        let ratios = self.engine.iter().zip(&self.limit).map(|(engine, limit)| {
-            engine.bytes_per_s() / limit.bytes_per_s()
-        });
+        let ratios = self
+            .engine
+            .iter()
+            .zip(&self.limit)
+            .map(|(engine, limit)| engine.bytes_per_s() / limit.bytes_per_s());
         let us = |quantile| self.latency_ns.value_at_quantile(quantile) as f64 / 1e3;
         json!({
             "records_per_s": per_s(|r| r.records).round(),
@@ -174,5 +176,7 @@ fn work_dir(global: &Global) -> Result<tempfile::TempDir, Failure> {
             .and_then(|()| tempfile::Builder::new().prefix("bench-").tempdir_in(dir)),
         None => tempfile::Builder::new().prefix("loglane-bench-").tempdir(),
     };
-    made.map_err(|e| Failure::new(format!("cannot make a work directory: {e}"), "name one by --dir"))
+    made.map_err(|e| {
+        Failure::new(format!("cannot make a work directory: {e}"), "name one by --dir")
+    })
 }

@@ -234,6 +234,8 @@ impl LogShared {
                     position = start;
                     continue;
                 }
+                // The lease ends before the damage; the next fetch meets it.
+                Err(Error::Damaged { .. }) if found.is_some() => break,
                 header => header?,
             };
             let end = position + header.total_bytes() as u64;

@@ -200,22 +200,62 @@ impl Segment {
     ) -> Result<Option<(u64, BatchHeader)>> {
         let end = u64::from(self.tail().bytes);
         let mut position = from;
+        let mut next_offset = self.base_offset;
         loop {
-            if let Some(damage) = self.damage_at(position) {
-                if offset < damage.next_offset.0 {
-                    return Err(damage.error());
-                }
-                position = damage.position + damage.length;
+            let damage = match self.damage_at(position) {
+                Some(damage) => damage.clone(),
+                None if position >= end => return Ok(None),
+                None => match self.header(file, position, end) {
+                    Ok(header) if header.last_offset() >= offset => {
+                        return Ok(Some((position, header)));
+                    }
+                    Ok(header) => {
+                        position += header.total_bytes() as u64;
+                        next_offset = header.next_offset();
+                        continue;
+                    }
+                    Err(Error::Damaged { fault, .. }) => {
+                        self.find_damage(file, position, next_offset, fault)?
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            if offset < damage.next_offset.0 {
+                return Err(damage.error());
             }
-            if position >= end {
-                return Ok(None);
-            }
-            let header = self.header(file, position, end)?;
-            if header.last_offset() >= offset {
-                return Ok(Some((position, header)));
-            }
-            position += header.total_bytes() as u64;
+            position = damage.position + damage.length;
+            next_offset = damage.next_offset.0;
         }
+    }
+
+    /// Measures damage that a walk has run into at `position`: up to the next whole batch.
+    fn find_damage(
+        &self,
+        file: &FileRef,
+        position: u64,
+        next_offset: i64,
+        fault: BatchFault,
+    ) -> Result<DamagedRange> {
+        let tail = self.tail();
+        let end = u64::from(tail.bytes);
+        let read = |e| Error::io("read", self.path(), e);
+        let mut scanner =
+            Scanner::new(FileRef::clone(file), self.base_offset, position, next_offset, end);
+        let mut survivor = (end, tail.end_offset);
+        // The first step passes over the damage, the second says what comes after it.
+        if let Scanned::Damage { end, .. } = scanner.step().map_err(read)?
+            && let Scanned::Batch { batch, .. } = scanner.step().map_err(read)?
+        {
+            survivor = (end, batch.header().base_offset);
+        }
+        Ok(DamagedRange {
+            path: self.path().to_owned(),
+            position,
+            length: survivor.0 - position,
+            offset: Offset(next_offset),
+            next_offset: Offset(survivor.1),
+            fault,
+        })
     }
 
     /// The header at `position`, which a walk has reached; anything else there is damage.
