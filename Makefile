@@ -6,6 +6,10 @@ CARGO ?= cargo
 help: ## list these words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
+demo: ## ingest a text corpus, read it back by sendfile, compare, print the throughput (INPUT=path)
+	$(CARGO) build --release --quiet -p loglane-cli -p loglane-tests
+	@tests/demo.sh
+
 test: check unit loom fuzz-slice ## every test: lints, units, guarantees, Kafka, loom, a slice of fuzzing
 
 check: ## formatting, lints and docs, warnings denied
@@ -29,4 +33,4 @@ fuzz: ## fuzz each decoder for ten minutes
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help test check unit loom fuzz-slice fuzz clean
+.PHONY: help demo test check unit loom fuzz-slice fuzz clean

@@ -158,7 +158,7 @@ fn cpu_time() -> Duration {
 /// A batch of about `batch_bytes`, of records with values of `record_bytes`.
 fn sample_batch(batch_bytes: usize, record_bytes: usize) -> Result<(Vec<u8>, u64), Failure> {
     let mut builder = BatchBuilder::new(Codec::None);
-    let value: Vec<u8> = (0..record_bytes).map(|i| (i % 251) as u8).collect();
+    let value: Vec<u8> = (0..=250).cycle().take(record_bytes).collect();
     while builder.is_empty() || builder.estimated_bytes() + record_bytes < batch_bytes {
         builder
             .append(1_700_000_000_000, None, Some(&value), &[])
