@@ -30,7 +30,10 @@ fuzz-slice: ## fuzz each decoder for FUZZ_SECONDS (needs cargo-fuzz and a nightl
 fuzz: ## fuzz each decoder for ten minutes
 	@tests/fuzz.sh 600
 
+header: ## write include/loglane.h anew from the documented Rust of ffi/
+	UPDATE_HEADER=1 $(CARGO) test -p loglane-ffi --test header
+
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help demo test check unit loom fuzz-slice fuzz clean
+.PHONY: help demo test check unit loom fuzz-slice fuzz header clean

@@ -277,7 +277,11 @@ impl Engine {
         self.shut_down()
     }
 
-    fn shut_down(&self) -> Result<()> {
+    /// As [`Engine::close`], for hosts that share the engine. Does nothing the second time.
+    ///
+    /// # Errors
+    /// As [`Engine::close`].
+    pub fn shut_down(&self) -> Result<()> {
         // Gone after the first call, so that dropping a closed engine does nothing.
         let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());

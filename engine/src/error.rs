@@ -222,6 +222,9 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (18, "PARTITION_FAILED", "a flush failed; reopen the partition"),
     (19, "CLOSED", "engine, partition or lease is closed"),
     (20, "TIMEOUT", "not done within the time given"),
+    (21, "INVALID_HANDLE", "a handle that is 0, released, or of another kind (C ABI)"),
+    (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
+    (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
 ];
 
 impl Error {
