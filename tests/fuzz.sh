@@ -16,7 +16,7 @@ if ! cargo fuzz --version >/dev/null 2>&1 || ! cargo +nightly --version >/dev/nu
 fi
 # The run-time of the sanitizer finds its way only with a nightly of its own.
 unset RUSTFLAGS
-for target in batch codec; do
+for target in batch codec directory; do
     echo "fuzz: $target for $seconds s"
     log=$(mktemp)
     if ! cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -max_len=65536 \

@@ -349,3 +349,30 @@ fn a_deleted_topic_is_gone_and_its_name_is_free() {
     assert_eq!(new.log_end_offset(), Offset(0));
     assert!(matches!(engine.create_topic("t", 1), Err(Error::AlreadyExists { .. })));
 }
+
+#[test]
+fn segments_roll_by_age_and_by_a_full_index_and_stay_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(Config::new(dir.path())).unwrap();
+    // Records of `batch` are a millisecond apart: 100 of them are older than 50 ms.
+    let by_age = PartitionConfig { segment_ms: 50, ..PartitionConfig::default() };
+    let by_index = PartitionConfig {
+        index_bytes_max: 96,
+        index_interval_bytes: 0,
+        ..PartitionConfig::default()
+    };
+    for (name, config) in [("age", by_age), ("index", by_index)] {
+        let partition = engine.create_partition(name, 0, config).unwrap();
+        for i in 0..100 {
+            partition.append(batch(i * 10, 10, 20), AppendOptions::default()).unwrap();
+        }
+        let segments = partition.stat().segments;
+        assert!((10..=30).contains(&segments), "{segments} segments by {name}");
+        assert_eq!(read_dense(&partition, 0, 3_000), 1000);
+    }
+    engine.close().unwrap();
+    let engine = Engine::open(Config::new(dir.path())).unwrap();
+    for name in ["age", "index"] {
+        assert_eq!(read_dense(&engine.partition(name, 0).unwrap(), 0, 3_000), 1000);
+    }
+}

@@ -72,6 +72,31 @@ fn a_full_disk_refuses_appends_loses_nothing_and_works_again_when_there_is_room(
 }
 
 #[test]
+fn a_read_only_file_system_is_refused_by_name_and_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let mount = |options: &str| {
+        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs", path];
+        Command::new("mount").args(arguments).output().is_ok_and(|o| o.status.success())
+    };
+    if !mount("size=4m") {
+        eprintln!("SKIPPED: cannot mount a tmpfs; run as root");
+        return;
+    }
+    let _mount = Tmpfs(dir.path());
+    let data = dir.path().join("data");
+    let engine = Engine::open(Config::new(&data)).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    partition.append(batch(0), AppendOptions::default()).unwrap();
+    engine.close().unwrap();
+    assert!(mount("remount,ro"));
+    let error = Engine::open(Config::new(&data)).unwrap_err();
+    assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
+    let view = View::open(&data).unwrap();
+    assert_eq!(view.partition("t", 0).unwrap().log_end_offset(), Offset(1));
+}
+
+#[test]
 fn a_lack_of_descriptors_is_an_error_that_says_so_and_the_directory_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let target = env!("CARGO_BIN_EXE_kill-target");

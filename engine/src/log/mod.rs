@@ -141,7 +141,7 @@ impl Log {
             }
         }
         segment.retire();
-        segment.unpin_file(&self.shared.open_files);
+        segment.close_file();
         self.retired.push(RetiredSegment { segment, files });
         Ok(())
     }
@@ -156,7 +156,9 @@ impl Log {
         let failed = self.check_usable();
         self.failed = Some("close");
         self.active.file = None;
-        self.active.segment.unpin_file(&self.shared.open_files);
+        for segment in self.shared.segments.load().iter() {
+            segment.close_file();
+        }
         failed
     }
 

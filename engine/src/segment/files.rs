@@ -104,6 +104,12 @@ impl FileSlot {
         self.inner.open.store(Some(Arc::new(file)));
     }
 
+    /// Closes the file; leases that hold it keep it open until they are released.
+    pub(super) fn close(&self) {
+        self.inner.pinned.store(false, Ordering::Release);
+        self.inner.open.store(None);
+    }
+
     pub(super) fn unpin(&self, open_files: &OpenFiles) {
         if self.inner.pinned.swap(false, Ordering::AcqRel) {
             open_files.admit(&self.inner);

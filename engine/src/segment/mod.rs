@@ -171,6 +171,11 @@ impl Segment {
         self.file.pin(file);
     }
 
+    /// Closes the file, as far as this segment goes.
+    pub(crate) fn close_file(&self) {
+        self.file.close();
+    }
+
     pub(crate) fn unpin_file(&self, open_files: &OpenFiles) {
         self.file.unpin(open_files);
     }
