@@ -16,7 +16,7 @@ mod plain;
 mod pool;
 mod probe;
 mod ring;
-mod send;
+pub mod send;
 #[cfg(test)]
 mod suite;
 mod wake;
@@ -208,6 +208,17 @@ pub trait Lane: Send {
     fn waker(&self) -> Arc<Waker>;
     /// Operations submitted and not yet reaped.
     fn pending(&self) -> usize;
+    /// For hosts that sleep in a poll of their own: hands over what is queued and says whether `wait`
+    /// would sleep. If so, and there is no other work, sleep until [`Lane::fd`] is readable; if not,
+    /// or after that sleep, call `wait` with no time to spend, `reap`, and look for work.
+    fn would_wait(&mut self) -> bool {
+        false
+    }
+    /// A descriptor that becomes readable when `wait` would return, provided that
+    /// [`Lane::would_wait`] was the last call. Only for polling. None on a simulated disk.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// Which backend serves a directory.

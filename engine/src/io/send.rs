@@ -38,7 +38,7 @@ const PIPE_BYTES_DEFAULT: usize = 64 << 10;
 /// Sends `length` bytes of `file` from `position` by sendfile(2).
 ///
 /// # Errors
-/// See the head of this file for the meaning of `WouldBlock` and `UnexpectedEof`; `InvalidInput` if
+/// See the [module](self) for the meaning of `WouldBlock` and `UnexpectedEof`; `InvalidInput` if
 /// the two descriptors do not support sendfile.
 pub fn send_file(
     out: BorrowedFd<'_>,
@@ -63,7 +63,7 @@ pub fn send_file(
 /// Copies `length` bytes of `file` from `position` to `out` through `buf`.
 ///
 /// # Errors
-/// See the head of this file for the meaning of `WouldBlock` and `UnexpectedEof`.
+/// See the [module](self) for the meaning of `WouldBlock` and `UnexpectedEof`.
 ///
 /// # Panics
 /// If `buf` is empty.
@@ -152,7 +152,7 @@ impl SplicePipe {
 /// any length, and for bytes of the same file only.
 ///
 /// # Errors
-/// See the head of this file for the meaning of `WouldBlock` and `UnexpectedEof`; `InvalidInput` if
+/// See the [module](self) for the meaning of `WouldBlock` and `UnexpectedEof`; `InvalidInput` if
 /// the pipe holds bytes of another position. After any error but `WouldBlock`, clear the pipe
 /// before it serves another stream.
 pub fn splice_file(

@@ -32,6 +32,8 @@ pub(crate) fn all(disk: &Arc<dyn Disk>, root: &Path) {
         ("moved", a_lane_works_on_the_thread_it_was_moved_to),
         ("dropped", a_lane_may_be_dropped_with_syncs_in_flight),
         ("closed", a_file_dropped_after_submit_is_synced_and_then_closed),
+        ("no_hang", a_completion_always_ends_a_sleep),
+        ("own_poll", a_host_that_polls_itself_misses_nothing),
     ];
     for (name, check) in checks {
         let dir = root.join(name);
@@ -271,4 +273,95 @@ fn a_file_dropped_after_submit_is_synced_and_then_closed(disk: &Arc<dyn Disk>, d
             assert!(weak.upgrade().is_none());
         }
     }
+}
+
+fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
+    // Method: batches of all sizes, so that completions come before, during and after going to sleep,
+    // with another thread's wakes among them. A wait for all of LONG has missed one.
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let files: Vec<_> = (0..16).map(|i| create(disk, &dir.join(i.to_string()))).collect();
+    let mut lane = disk.lane().unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let waking = {
+        let (over, waker) = (Arc::clone(&over), lane.waker());
+        std::thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                waker.wake();
+                std::thread::sleep(Duration::from_micros(70));
+            }
+        })
+    };
+    let end = Instant::now() + stress_time();
+    let mut rounds = 0;
+    let mut done = Vec::new();
+    while Instant::now() < end {
+        if rounds % 2 == 0 && rounds > 500 {
+            over.store(true, Ordering::Relaxed); // the rest without wakes, which would hide a miss
+        }
+        let batch = 1 + rounds % 16;
+        for file in &files[..batch] {
+            lane.submit(Op::SyncData(Arc::clone(file)), 0);
+        }
+        while lane.pending() > 0 {
+            let start = Instant::now();
+            lane.wait(Some(LONG)).unwrap();
+            assert!(start.elapsed() < LONG, "slept over a completion in round {rounds}");
+            lane.reap(&mut done);
+        }
+        assert_eq!(done.drain(..).count(), batch);
+        rounds += 1;
+    }
+    over.store(true, Ordering::Relaxed);
+    waking.join().unwrap();
+}
+
+/// Short by default; `LOGLANE_STRESS_SECONDS` for a search.
+fn stress_time() -> Duration {
+    let seconds = std::env::var("LOGLANE_STRESS_SECONDS").ok().and_then(|s| s.parse().ok());
+    seconds.map_or(Duration::from_millis(300), Duration::from_secs)
+}
+
+fn a_host_that_polls_itself_misses_nothing(disk: &Arc<dyn Disk>, dir: &Path) {
+    // Method: a mailbox filled by another thread and syncs, slept on through the descriptor alone.
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const LETTERS: u64 = 3_000;
+    let mut lane = disk.lane().unwrap();
+    if lane.fd().is_none() {
+        return;
+    }
+    let file = create(disk, &dir.join("f"));
+    let mailbox = Arc::new(AtomicU64::new(0));
+    let sender = {
+        let (mailbox, waker) = (Arc::clone(&mailbox), lane.waker());
+        std::thread::spawn(move || {
+            for i in 0..LETTERS {
+                mailbox.fetch_add(1, Ordering::Relaxed);
+                waker.wake();
+                if i % 16 == 0 {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+        })
+    };
+    let (mut synced, mut seen, mut slept) = (0, 0, 0);
+    let mut done = Vec::new();
+    while synced < 100 || seen < LETTERS {
+        lane.wait(Some(Duration::ZERO)).unwrap();
+        lane.reap(&mut done);
+        synced += done.drain(..).count();
+        seen = mailbox.load(Ordering::Relaxed);
+        if lane.pending() == 0 && synced < 100 {
+            lane.submit(Op::SyncData(Arc::clone(&file)), 0);
+        }
+        if (synced < 100 || seen < LETTERS) && lane.would_wait() {
+            let fd = lane.fd().unwrap();
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            let ready = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+            assert_eq!(ready, 1, "slept over work: {synced} syncs, {seen} letters");
+            slept += 1;
+        }
+    }
+    assert!(slept > 0, "the test did not test");
+    sender.join().unwrap();
 }

@@ -8,10 +8,12 @@
 
 #![forbid(unsafe_code)]
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Makes a descriptor readable, so that whoever polls it returns.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl Waker {
         if !self.raised.swap(true, Ordering::AcqRel) {
             let written = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
             // EAGAIN means that the counter is at its end: the descriptor is readable all the same.
-            debug_assert!(matches!(written, Ok(8) | Err(rustix::io::Errno::AGAIN)));
+            debug_assert!(matches!(written, Ok(8) | Err(Errno::AGAIN)));
         }
     }
 
@@ -60,6 +62,19 @@ impl AsFd for Waker {
     }
 }
 
+/// Sleeps until the waker is raised, a signal comes, or the time is over. Consumes nothing.
+pub(super) fn sleep_on(waker: &Waker, timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(|time| Timespec {
+        // Times the kernel cannot hold are for ever in all but name.
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    });
+    match poll(&mut [PollFd::new(waker, PollFlags::IN)], timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +82,6 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     fn readable(waker: &Waker) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut fds = [PollFd::new(waker, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
     }
@@ -105,7 +119,6 @@ mod tests {
             .collect();
         let mut seen = 0;
         while seen < 2 * ITEMS {
-            use rustix::event::{PollFd, PollFlags, Timespec, poll};
             let mut fds = [PollFd::new(&*waker, PollFlags::IN)];
             let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
             assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "asleep with work left: {seen}");
