@@ -10,6 +10,15 @@ demo: ## ingest a text corpus, read it back by sendfile, compare, print the thro
 	$(CARGO) build --release --quiet -p loglane-cli -p loglane-tests
 	@tests/demo.sh
 
+PLOT_SECONDS ?= 5
+plot: ## measure and draw docs/img/throughput.svg (run it on a quiet machine)
+	$(CARGO) build --release --quiet -p loglane-cli -p loglane-tests
+	@mkdir -p docs/img target
+	@set -e; l="target/release/loglane bench"; s="--seconds $(PLOT_SECONDS) --json"; \
+	{ $$l append $$s; $$l append --partitions 1000 $$s; $$l fetch $$s; \
+	  $$l fetch --mode splice $$s; $$l fetch --mode copy $$s; } | tee target/plot.jsonl
+	@target/release/plot <target/plot.jsonl >docs/img/throughput.svg
+
 test: check unit loom fuzz-slice ## every test: lints, units, guarantees, Kafka, loom, a slice of fuzzing
 
 check: ## formatting, lints and docs, warnings denied
@@ -36,4 +45,4 @@ header: ## write include/loglane.h anew from the documented Rust of ffi/
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help demo test check unit loom fuzz-slice fuzz header clean
+.PHONY: help demo plot test check unit loom fuzz-slice fuzz header clean
