@@ -376,3 +376,23 @@ fn segments_roll_by_age_and_by_a_full_index_and_stay_readable() {
         assert_eq!(read_dense(&engine.partition(name, 0).unwrap(), 0, 3_000), 1000);
     }
 }
+
+#[test]
+fn rolling_and_deleting_for_ever_keeps_no_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    // Links under /proc/self/fd that point into our directory: other tests run in this process too.
+    let open_here = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+        targets.filter(|target| target.starts_with(dir.path())).count()
+    };
+    let mut next = 0;
+    for _ in 0..60 {
+        partition.append(batch(next, 4, 300), AppendOptions::default()).unwrap();
+        next += 4;
+        partition.delete_records(Offset(next)).unwrap();
+    }
+    assert!(open_here() < 10, "{} files are open for one partition", open_here());
+}

@@ -94,7 +94,7 @@ impl Log {
         let time_file =
             write(names::TIME_INDEX, index.time_file(times_done), times_done * TIME_ENTRY)?;
         self.active.entries_on_disk = (offsets, times);
-        self.sync.index_written(offset_file, time_file);
+        self.sync.index_written(segment.base_offset(), offset_file, time_file);
         Ok(())
     }
 }

@@ -21,8 +21,8 @@ use std::sync::Arc;
 pub(super) struct SyncState {
     /// Sealed since the last sync, oldest first.
     sealed: Vec<(Arc<Segment>, Option<FileRef>)>,
-    /// Index files written since the last sync.
-    index_files: Vec<FileRef>,
+    /// Index files written since the last sync, with the base offset of their segment.
+    index_files: Vec<(i64, FileRef)>,
     /// A segment file was created since the last sync.
     names_changed: bool,
     running: Option<Running>,
@@ -69,13 +69,14 @@ impl SyncState {
         !self.index_files.is_empty() || self.sealed.iter().any(|(_, file)| file.is_some())
     }
 
-    pub(super) fn index_written(&mut self, offsets: FileRef, times: FileRef) {
-        self.index_files.extend([offsets, times]);
+    pub(super) fn index_written(&mut self, base_offset: i64, offsets: FileRef, times: FileRef) {
+        self.index_files.extend([(base_offset, offsets), (base_offset, times)]);
     }
 
-    /// A deleted segment needs no sync.
+    /// A deleted segment needs no sync, and must not keep descriptors for one.
     pub(super) fn forget(&mut self, segment: &Arc<Segment>) {
         self.sealed.retain(|(sealed, _)| !Arc::ptr_eq(sealed, segment));
+        self.index_files.retain(|(base_offset, _)| *base_offset != segment.base_offset());
     }
 }
 
@@ -103,7 +104,8 @@ impl Log {
             }
             false => None,
         };
-        let mut files = std::mem::take(&mut self.sync.index_files);
+        let index_files = std::mem::take(&mut self.sync.index_files);
+        let mut files: Vec<FileRef> = index_files.into_iter().map(|(_, file)| file).collect();
         let mut sealed = Vec::new();
         for (segment, file) in std::mem::take(&mut self.sync.sealed) {
             files.extend(file);
