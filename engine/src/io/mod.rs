@@ -10,6 +10,7 @@
 //!
 //! Time is read from a [`Clock`], so that a simulated run can be replayed.
 
+mod buffer;
 mod clock;
 mod lock;
 mod plain;
@@ -20,7 +21,9 @@ pub mod send;
 #[cfg(test)]
 mod suite;
 mod wake;
+mod writeback;
 
+pub use buffer::Buffer;
 pub use clock::{Clock, SystemClock};
 pub use lock::DirLock;
 pub use probe::{Finding, Probe, Verdict, probe};
@@ -48,7 +51,19 @@ pub enum OpenMode {
     CreateNew,
     /// Created if missing, emptied if there.
     CreateOrTruncate,
+    /// Must exist; for [`Op::WriteDurable`] of whole blocks. They go past the page cache where the
+    /// file system can (O_DIRECT); elsewhere (tmpfs) through it. Reads come through the page cache
+    /// of another descriptor.
+    Direct,
 }
+
+/// What positions and lengths of direct writes are multiples of. Disks ask for 512 or 4096.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Tells whether what was written to the page cache can still be there: equal as long as the
+/// kernel has not restarted and the file system has stayed mounted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountId(pub String);
 
 /// What a name in a directory stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +114,10 @@ pub trait Disk: Send + Sync + Debug {
     fn stat(&self, path: &Path) -> io::Result<FileStat>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes this process may still write to the file system of `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// The mount that `dir` is on; `None` if the system cannot tell (before Linux 6.8).
+    fn mount_id(&self, dir: &Path) -> Option<MountId>;
     /// A new lane; each shard has one.
     fn lane(&self) -> io::Result<Box<dyn Lane>>;
     /// Which backend this is, and why it was picked.
@@ -121,6 +140,14 @@ pub trait File: Send + Sync + Debug {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes bytes and size durable (fdatasync).
     fn sync_data(&self) -> io::Result<()>;
+    /// Writes as `write_at`, and makes what was written durable (RWF_DSYNC). On a file opened as
+    /// [`OpenMode::Direct`] memory, position and length are whole blocks.
+    fn write_durable_at(&self, buf: &[u8], position: u64) -> io::Result<usize>;
+    /// Starts writing a range of the page cache to disk and does not wait for it. A hint: that bytes
+    /// are durable only a sync says.
+    fn write_back(&self, position: u64, length: u64) -> io::Result<()>;
+    /// Reserves blocks for the first `len` bytes and grows the file to it; or `NO_SPACE`.
+    fn allocate(&self, len: u64) -> io::Result<()>;
     /// The descriptor, for sendfile and splice; none on a simulated disk.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
@@ -172,10 +199,63 @@ pub trait File: Send + Sync + Debug {
 }
 
 /// Work a lane does while its shard goes on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Op {
     /// fdatasync of a file.
     SyncData(FileRef),
+    /// Writes all of a buffer, whole blocks, at a block's position; durable when done. Done with
+    /// success only if every byte was written. Goes before syncs that wait for room.
+    WriteDurable {
+        /// Opened as [`OpenMode::Direct`].
+        file: FileRef,
+        /// Comes back in [`Done::buffer`].
+        buffer: Buffer,
+        /// Bytes from the start of the file.
+        position: u64,
+    },
+    /// [`File::write_back`].
+    WriteBack {
+        /// The file.
+        file: FileRef,
+        /// First byte.
+        position: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+impl Op {
+    /// Does it on this thread.
+    fn run(&mut self) -> io::Result<()> {
+        match self {
+            Op::SyncData(file) => file.sync_data(),
+            Op::WriteBack { file, position, length } => file.write_back(*position, *length),
+            Op::WriteDurable { file, buffer, position } => {
+                let mut rest = buffer.as_slice();
+                let mut position = *position;
+                while !rest.is_empty() {
+                    match file.write_durable_at(rest, position) {
+                        Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                        Ok(n) => {
+                            rest = rest.get(n..).unwrap_or_default();
+                            position += n as u64;
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets go of the file.
+    fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            Op::WriteDurable { buffer, .. } => Some(buffer),
+            Op::SyncData(_) | Op::WriteBack { .. } => None,
+        }
+    }
 }
 
 /// A finished [`Op`].
@@ -185,12 +265,19 @@ pub struct Done {
     pub token: u64,
     /// What the system said.
     pub result: io::Result<()>,
+    /// The buffer of a write, unless the lane broke while the system had it.
+    pub buffer: Option<Buffer>,
 }
 
 /// A shard's queue of operations that may block, and the place where it sleeps.
 ///
 /// One thread owns a lane; only its [`Waker`] is shared.
 pub trait Lane: Send {
+    /// Makes `count` buffers of `bytes` each for writes through this lane. To be called once: the
+    /// ring registers them with the kernel, which then need not look their pages up for each write.
+    fn buffers(&mut self, count: u16, bytes: usize) -> Vec<Buffer> {
+        (0..count).map(|_| Buffer::new(bytes)).collect()
+    }
     /// Queues an operation. Never blocks on the disk; the lane grows a backlog of its own when the
     /// kernel's queue is full.
     fn submit(&mut self, op: Op, token: u64);

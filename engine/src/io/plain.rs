@@ -17,15 +17,19 @@ use super::pool::{Pool, PoolLane};
 use super::ring::{self, RingLane};
 use super::{
     Backend, BackendChoice, BackendKind, DirEntry, Disk, EntryKind, File, FileRef, FileStat, Lane,
-    OpenMode,
+    MountId, OpenMode,
 };
-use rustix::io::retry_on_intr;
+use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::{ReadWriteFlags, retry_on_intr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+
+/// statx: the number of a mount that is given once (Linux 6.8).
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// Overrides [`BackendChoice::Auto`]: `auto`, `io_uring` or `plain`.
 const BACKEND_VARIABLE: &str = "LOGLANE_BACKEND";
@@ -99,6 +103,17 @@ pub(super) fn open_dir(dir: &Path) -> io::Result<FileRef> {
     Ok(Arc::new(StdFile(file)))
 }
 
+/// A file for direct writes; through the page cache where the file system has no others.
+fn open_direct(path: &Path) -> io::Result<FileRef> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true);
+    let file = match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => options.open(path)?,
+        opened => opened?,
+    };
+    Ok(Arc::new(StdFile(file)))
+}
+
 impl Disk for StdDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileRef> {
         let mut options = fs::OpenOptions::new(); // sets O_CLOEXEC
@@ -108,6 +123,7 @@ impl Disk for StdDisk {
             OpenMode::ReadWrite => options.write(true),
             OpenMode::CreateNew => options.write(true).create_new(true),
             OpenMode::CreateOrTruncate => options.write(true).create(true).truncate(true),
+            OpenMode::Direct => return open_direct(path),
         };
         Ok(Arc::new(StdFile(options.open(path)?)))
     }
@@ -156,6 +172,20 @@ impl Disk for StdDisk {
         Ok(retry_on_intr(|| rustix::fs::fsync(&dir))?)
     }
 
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn mount_id(&self, dir: &Path) -> Option<MountId> {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        // The unique id only (Linux 6.8): the older one is given to another mount after an unmount.
+        let flag = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+        let stat = rustix::fs::statx(rustix::fs::CWD, dir, AtFlags::empty(), flag).ok()?;
+        let known = stat.stx_mask & STATX_MNT_ID_UNIQUE != 0;
+        known.then(|| MountId(format!("{} {}", boot.trim(), stat.stx_mnt_id)))
+    }
+
     fn lane(&self) -> io::Result<Box<dyn Lane>> {
         if self.backend.kind == BackendKind::IoUring {
             match RingLane::new() {
@@ -199,6 +229,20 @@ impl File for StdFile {
         // A failed sync is never repeated, since the kernel forgets the error it has reported. An
         // interrupted one has reported nothing yet.
         Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.0))?)
+    }
+
+    fn write_durable_at(&self, buf: &[u8], position: u64) -> io::Result<usize> {
+        let flags = ReadWriteFlags::DSYNC;
+        Ok(rustix::io::pwritev2(&self.0, &[io::IoSlice::new(buf)], position, flags)?)
+    }
+
+    fn write_back(&self, position: u64, length: u64) -> io::Result<()> {
+        super::writeback::start(self.0.as_fd(), position, length)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let flags = rustix::fs::FallocateFlags::empty();
+        Ok(retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, 0, len))?)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

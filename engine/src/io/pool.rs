@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 use super::wake::sleep_on;
-use super::{Done, FileRef, Lane, Op, Waker};
+use super::{Done, Lane, Op, Waker};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -47,7 +47,7 @@ struct PoolState {
 
 #[derive(Debug)]
 struct Job {
-    file: FileRef,
+    op: Op,
     token: u64,
     lane: Arc<LaneShared>,
 }
@@ -60,7 +60,11 @@ impl Pool {
 
     fn push(&self, job: Job) {
         let mut state = lock(&self.shared.state);
-        state.queue.push_back(job);
+        match job.op {
+            // Somebody waits for its answer.
+            Op::WriteDurable { .. } => state.queue.push_front(job),
+            Op::SyncData(_) | Op::WriteBack { .. } => state.queue.push_back(job),
+        }
         // Idle threads may all have been called already and not be up yet: count the queue too.
         if state.idle < state.queue.len() && state.threads.len() < THREADS_MAX {
             let shared = Arc::clone(&self.shared);
@@ -129,14 +133,14 @@ fn run(shared: &Shared) {
 
 impl Job {
     fn run(self) {
-        let Job { file, token, lane } = self;
-        // A sync that panics must still complete, or its shard would wait for it for ever.
-        let result = catch_unwind(AssertUnwindSafe(|| file.sync_data()))
-            .unwrap_or_else(|_| Err(io::Error::other("the sync panicked")));
-        // Before the completion is seen, so that a shard that closes a file really closes it.
-        drop(file);
+        let Job { mut op, token, lane } = self;
+        // What panics must still complete, or its shard would wait for it for ever.
+        let result = catch_unwind(AssertUnwindSafe(|| op.run()))
+            .unwrap_or_else(|_| Err(io::Error::other("the operation panicked")));
+        // The file goes before the completion is seen, so that a shard that closes it really does.
+        let buffer = op.into_buffer();
         let mut state = lock(&lane.state);
-        state.done.push(Done { token, result });
+        state.done.push(Done { token, result, buffer });
         state.running -= 1;
         let idle = state.running == 0;
         drop(state);
@@ -180,10 +184,9 @@ impl PoolLane {
 
 impl Lane for PoolLane {
     fn submit(&mut self, op: Op, token: u64) {
-        let Op::SyncData(file) = op;
         self.pending += 1;
         lock(&self.shared.state).running += 1;
-        self.pool.push(Job { file, token, lane: Arc::clone(&self.shared) });
+        self.pool.push(Job { op, token, lane: Arc::clone(&self.shared) });
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
@@ -270,6 +273,15 @@ mod tests {
             self.running.fetch_sub(1, Ordering::SeqCst);
             self.syncs.fetch_add(1, Ordering::SeqCst);
             Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        fn write_durable_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
+            self.write_at(bytes, position)
+        }
+        fn write_back(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn allocate(&self, _: u64) -> io::Result<()> {
+            Ok(())
         }
         fn fd(&self) -> Option<BorrowedFd<'_>> {
             None

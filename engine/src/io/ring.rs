@@ -117,7 +117,7 @@ impl RingLane {
             let Some(fd) = slot.file.fd() else {
                 // Not a file of a disk with descriptors; nothing to block on, then.
                 let result = slot.file.sync_data();
-                self.finished.push(Done { token: slot.token, result });
+                self.finished.push(Done { token: slot.token, result, buffer: None });
                 continue;
             };
             let sync = opcode::Fsync::new(Fd(fd.as_raw_fd()))
@@ -151,9 +151,9 @@ impl RingLane {
                 result if result == -libc::EINTR => self.backlog.push_back(slot),
                 result if result < 0 => {
                     let result = Err(io::Error::from_raw_os_error(-result));
-                    self.finished.push(Done { token: slot.token, result });
+                    self.finished.push(Done { token: slot.token, result, buffer: None });
                 }
-                _ => self.finished.push(Done { token: slot.token, result: Ok(()) }),
+                _ => self.finished.push(Done { token: slot.token, result: Ok(()), buffer: None }),
             }
         }
     }
@@ -198,7 +198,7 @@ impl RingLane {
         let pending = self.slots.iter_mut().filter_map(Option::take).chain(self.backlog.drain(..));
         for slot in pending {
             let result = Err(io::Error::from_raw_os_error(errno));
-            self.finished.push(Done { token: slot.token, result });
+            self.finished.push(Done { token: slot.token, result, buffer: None });
         }
     }
 
@@ -214,12 +214,17 @@ impl RingLane {
 
 impl Lane for RingLane {
     fn submit(&mut self, op: Op, token: u64) {
-        let Op::SyncData(file) = op;
         if let State::Broken(errno) = self.state {
             let result = Err(io::Error::from_raw_os_error(errno));
-            self.finished.push(Done { token, result });
-        } else {
-            self.backlog.push_back(Slot { file, token });
+            self.finished.push(Done { token, result, buffer: op.into_buffer() });
+            return;
+        }
+        match op {
+            Op::SyncData(file) => self.backlog.push_back(Slot { file, token }),
+            mut op => {
+                let result = op.run();
+                self.finished.push(Done { token, result, buffer: op.into_buffer() });
+            }
         }
     }
 

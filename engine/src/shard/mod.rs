@@ -388,7 +388,7 @@ impl Shard {
         let mut done = std::mem::take(&mut self.done);
         self.lane.reap(&mut done);
         let any = !done.is_empty();
-        for Done { token, result } in done.drain(..) {
+        for Done { token, result, .. } in done.drain(..) {
             let slot = usize::try_from(token).unwrap_or(usize::MAX);
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
             match owned.log.on_synced(result) {
