@@ -175,7 +175,7 @@ impl<'a> Producer<'a> {
         engine: &Engine,
         sent: &'a mut Sent,
     ) -> Result<Producer<'a>, Failure> {
-        let mut partitions = engine.topic(&args.topic);
+        let mut partitions = engine.topic(&args.topic)?;
         if partitions.is_empty() {
             partitions = engine.create_topic(&args.topic, args.partitions)?;
         }

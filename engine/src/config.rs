@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
-use crate::io::{BackendChoice, Clock, SystemClock};
+use crate::io::{BLOCK_BYTES, BackendChoice, Clock, SystemClock};
+use crate::journal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,9 +28,17 @@ pub struct Config {
     /// Most segment files kept open for readers. Default: half of the process's soft limit of
     /// open files, less what the active segments need.
     pub open_files_max: Option<usize>,
-    /// How often recovery points and high watermarks are written to their checkpoint files.
-    /// Default 5 s (Kafka: 60 s and 5 s).
+    /// How often segments are synced though nobody asks, and recovery points and high watermarks
+    /// are written to their checkpoint files. 100 ms to a day, default 5 s (Kafka: 60 s and 5 s).
     pub checkpoint_interval_ms: u64,
+    /// Most bytes that a restart after a power cut reads again: a quarter of it are journals, the
+    /// rest is what segments may hold unsynced. More of either makes appends wait for the disk.
+    /// 16 MiB to 1 TiB, default 2 GiB.
+    pub replay_bytes_max: u64,
+    /// Disk space held back, so that retention, truncation, checkpoints and a clean close work on a
+    /// full disk; appends are refused with [`Error::NoSpace`] before it is touched. 0 to 1 TiB,
+    /// default 64 MiB; 0 holds nothing back.
+    pub reserve_bytes: u64,
     /// How long a deleted segment's file stays under its `.deleted` name, and at least until the
     /// last lease on it is released. Kafka's `file.delete.delay.ms`, default 60 s.
     pub file_delete_delay_ms: u64,
@@ -50,6 +59,8 @@ impl Config {
             mailbox_requests_max: 8192,
             open_files_max: None,
             checkpoint_interval_ms: 5_000,
+            replay_bytes_max: 2 << 30,
+            reserve_bytes: 64 << 20,
             file_delete_delay_ms: 60_000,
             partition: PartitionConfig::default(),
             clock: Arc::new(SystemClock::default()),
@@ -67,7 +78,21 @@ impl Config {
             });
         }
         in_range("checkpoint_interval_ms", self.checkpoint_interval_ms, 100, 86_400_000)?;
+        in_range("replay_bytes_max", self.replay_bytes_max, 16 << 20, 1 << 40)?;
+        in_range("reserve_bytes", self.reserve_bytes, 0, 1 << 40)?;
         self.partition.check()
+    }
+
+    /// Size of one file of a shard's journal.
+    pub(crate) fn journal_file_bytes(&self) -> u64 {
+        let of_shard = self.replay_bytes_max / 4 / self.shards.max(1) as u64;
+        let file = of_shard / u64::from(journal::FILES);
+        file - file % BLOCK_BYTES as u64
+    }
+
+    /// What segments may hold unsynced.
+    pub(crate) fn unsynced_bytes_max(&self) -> u64 {
+        self.replay_bytes_max - self.replay_bytes_max / 4
     }
 }
 

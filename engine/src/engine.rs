@@ -6,17 +6,20 @@ use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, Backend, DirLock, Disk, EntryKind};
+use crate::journal::{self, Replay};
 use crate::keeper::Keeper;
-use crate::log::LogShared;
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_partition};
+use crate::registry::{Entry, Registry};
 use crate::segment::OpenFiles;
-use crate::shard::{self, Message, RetiredSink, ShardHandle};
+use crate::session::{self, Session};
+use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, Shard, ShardHandle};
+use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
@@ -26,32 +29,64 @@ pub(crate) const LOCK_FILE: &str = ".lock";
 /// Descriptors left to the host when the limit of open files is derived from the process's.
 const HOST_FILES: u64 = 64;
 
-type Partitions = Arc<RwLock<BTreeMap<TopicPartition, Partition>>>;
+/// What an engine has to do, and has done, for durability.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EngineStat {
+    /// Bytes of journals that a restart after a power cut would read.
+    pub journal_bytes: u64,
+    /// Bytes in segments that no sync has covered.
+    pub unsynced_bytes: u64,
+    /// Both together: what a restart would read at most, below `replay_bytes_max`.
+    pub replay_bytes: u64,
+    /// Device writes of the journals since the open.
+    pub journal_writes: u64,
+    /// Bytes of them, padding included.
+    pub journal_bytes_written: u64,
+}
 
 /// An open data directory. One process has it at a time; others may read ([`crate::View`]).
 pub struct Engine {
+    core: Arc<Core>,
+    keeper_thread: Mutex<Option<JoinHandle<()>>>,
+    lock: Mutex<Option<DirLock>>,
+}
+
+/// What the engine shares with its housekeeper.
+pub(crate) struct Core {
     config: Config,
     disk: Arc<dyn Disk>,
     open_files: Arc<OpenFiles>,
+    space: Arc<Space>,
     shards: Vec<Arc<ShardHandle>>,
-    partitions: Partitions,
-    reports: BTreeMap<TopicPartition, RecoveryReport>,
+    registry: Arc<Registry>,
     keeper: Arc<Keeper>,
-    keeper_thread: Mutex<Option<JoinHandle<()>>>,
+    unsynced_bytes: Arc<AtomicU64>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
-    was_clean: bool,
-    lock: Mutex<Option<DirLock>>,
+    mode: Mode,
+    ours: bool,
+    /// What earlier sessions left in journals; taken when it is not needed any more.
+    replay: Mutex<Option<Arc<Replay>>>,
+}
+
+/// Who runs the shards and the housekeeper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Threads {
+    /// Threads of the engine's own.
+    Own,
+    /// The caller, who gets the shards.
+    Caller,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("dir", &self.config.dir).finish_non_exhaustive()
+        f.debug_struct("Engine").field("dir", &self.core.config.dir).finish_non_exhaustive()
     }
 }
 
 impl Engine {
-    /// Opens a data directory, creating it if it is missing, and recovers what a crash left.
+    /// Opens a data directory, creating it if it is missing. Partitions that a crash left are
+    /// recovered when they are first touched, and one by one in the background.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process has it, [`Error::Config`], [`Error::ReadOnly`],
@@ -62,101 +97,165 @@ impl Engine {
         let lock = DirLock::acquire(&config.dir.join(LOCK_FILE))?;
         let disk = io::open(&config.dir, config.backend)
             .map_err(|e| Error::io("set up the backend for", &config.dir, e))?;
-        let broker_epoch = checkpoint::read_clean_shutdown(disk.as_ref(), &config.dir)?;
-        let dirs = partition_dirs(disk.as_ref(), &config.dir)?;
-        let read = |name: &str| checkpoint::read_offsets(disk.as_ref(), &config.dir.join(name));
+        let (engine, _) = Engine::open_on(config, disk, Some(lock), Threads::Own)?;
+        Ok(engine)
+    }
+
+    /// Opens a directory that exists, on this disk.
+    pub(crate) fn open_on(
+        config: Config,
+        disk: Arc<dyn Disk>,
+        lock: Option<DirLock>,
+        threads: Threads,
+    ) -> Result<(Engine, Vec<Shard>)> {
+        let dir = config.dir.clone();
+        let broker_epoch = checkpoint::read_clean_shutdown(disk.as_ref(), &dir)?;
+        let names = list(disk.as_ref(), &dir)?;
+        let read = |name: &str| checkpoint::read_offsets(disk.as_ref(), &dir.join(name));
         let recovery_points = read(checkpoint::RECOVERY_POINTS)?;
         let high_watermarks = read(checkpoint::HIGH_WATERMARKS)?;
         let log_starts = read(checkpoint::LOG_STARTS)?;
+        let before = session::read(disk.as_ref(), &dir)?;
+        let mount = disk.mount_id(&dir);
+        let clean = broker_epoch.is_some() || names.partitions.is_empty();
+        let mode = match &before {
+            _ if clean => Mode::Clean,
+            Some(before) if before.mount.is_some() && before.mount == mount => Mode::Killed,
+            _ => Mode::Crashed,
+        };
+        let replay = read_journals(disk.as_ref(), &dir, &names, mode)?;
+        let number = replay.next_session.max(before.as_ref().map_or(0, |b| b.number + 1));
+        let space = Arc::new(Space::open(
+            Arc::clone(&disk),
+            Arc::clone(&config.clock),
+            &dir,
+            config.reserve_bytes,
+        )?);
         let limit = config.open_files_max.unwrap_or_else(open_files_default);
         let open_files = Arc::new(OpenFiles::new(Arc::clone(&disk), limit));
         let keeper = Arc::new(Keeper::new(
-            config.dir.clone(),
+            dir.clone(),
             Arc::clone(&disk),
             Arc::clone(&config.clock),
             Duration::from_millis(config.file_delete_delay_ms),
         ));
-        let mut engine = Engine {
-            shards: start_shards(&config, &disk, &keeper)?,
-            disk,
-            open_files,
-            partitions: Partitions::default(),
-            reports: BTreeMap::new(),
-            keeper,
-            keeper_thread: Mutex::new(None),
-            next_slot: AtomicUsize::new(0),
-            broker_epoch: broker_epoch.unwrap_or(-1),
-            was_clean: broker_epoch.is_some() || dirs.is_empty(),
-            lock: Mutex::new(Some(lock)),
-            config,
-        };
         // From here on a crash means recovery, also one in the middle of this open.
-        checkpoint::remove_clean_shutdown(engine.disk.as_ref(), &engine.config.dir)?;
-        for (name, dir) in dirs {
+        session::write(disk.as_ref(), &dir, &Session { number, mount })?;
+        checkpoint::remove_clean_shutdown(disk.as_ref(), &dir)?;
+        let registry = Arc::new(Registry::default());
+        for (name, path) in names.partitions {
             let checkpoints = Checkpoints {
                 recovery_point: recovery_points.get(&name).copied().unwrap_or(0),
                 high_watermark: high_watermarks.get(&name).copied().unwrap_or(0),
                 log_start: log_starts.get(&name).copied(),
             };
-            let mode = if engine.was_clean { Mode::Clean } else { Mode::Crashed };
-            let config = engine.config.partition.clone();
-            let opened = engine.open_dir(name.clone(), dir, mode, config, checkpoints)?;
-            engine.adopt(opened.0);
-            engine.reports.insert(name, opened.1);
+            registry.insert(Entry::new(name, path, checkpoints));
         }
-        engine.start_keeper()?;
-        Ok(engine)
+        let unsynced_bytes = Arc::new(AtomicU64::new(0));
+        let shards =
+            Shards { config: &config, disk: &disk, number, unsynced_bytes: &unsynced_bytes };
+        let (shards, loops) = shards.make(&keeper, &registry, threads)?;
+        let core = Core {
+            config,
+            disk,
+            open_files,
+            space,
+            shards,
+            registry,
+            keeper,
+            unsynced_bytes,
+            next_slot: AtomicUsize::new(0),
+            broker_epoch: broker_epoch.unwrap_or(-1),
+            mode,
+            ours: before.is_some(),
+            replay: Mutex::new(Some(Arc::new(replay))),
+        };
+        let engine = Engine {
+            core: Arc::new(core),
+            keeper_thread: Mutex::new(None),
+            lock: Mutex::new(lock),
+        };
+        if threads == Threads::Own {
+            engine.start_keeper()?;
+        }
+        engine.core.drop_journals_if_settled()?;
+        Ok((engine, loops))
     }
 
     /// The data directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.config.dir
+        &self.core.config.dir
     }
 
     /// Which backend serves it, and why.
     #[must_use]
     pub fn backend(&self) -> &Backend {
-        self.disk.backend()
+        self.core.disk.backend()
     }
 
     /// True if it was closed cleanly before, or is new.
     #[must_use]
     pub fn was_clean(&self) -> bool {
-        self.was_clean
+        self.core.mode == Mode::Clean
     }
 
-    /// What opening each partition found and did.
+    /// What opening each partition found and did; those not yet opened are not in it.
     #[must_use]
-    pub fn recovery_reports(&self) -> &BTreeMap<TopicPartition, RecoveryReport> {
-        &self.reports
+    pub fn recovery_reports(&self) -> BTreeMap<TopicPartition, RecoveryReport> {
+        let entries = self.core.registry.all();
+        entries.iter().filter_map(|e| Some((e.name.clone(), e.report()?.clone()))).collect()
     }
 
-    /// All partitions that are open.
+    /// What a restart after a power cut would have to read now, and what the journal has done.
     #[must_use]
-    pub fn partitions(&self) -> Vec<Partition> {
-        self.read_partitions().values().cloned().collect()
+    pub fn stat(&self) -> EngineStat {
+        let gauges = || self.core.shards.iter().map(|shard| shard.gauges());
+        let sum = |gauge: fn(&Gauges) -> &AtomicU64| -> u64 {
+            gauges().map(|g| gauge(g).load(Ordering::Relaxed)).sum()
+        };
+        let journal_bytes = sum(|g| &g.journal_bytes);
+        let unsynced_bytes = self.core.unsynced_bytes.load(Ordering::Relaxed);
+        EngineStat {
+            journal_bytes,
+            unsynced_bytes,
+            replay_bytes: journal_bytes + unsynced_bytes,
+            journal_writes: sum(|g| &g.frames),
+            journal_bytes_written: sum(|g| &g.frame_bytes),
+        }
     }
 
-    /// The partitions of a topic, by number.
+    /// The names of all partitions, open or not.
     #[must_use]
-    pub fn topic(&self, topic: &str) -> Vec<Partition> {
-        let partitions = self.read_partitions();
-        partitions
-            .iter()
-            .filter(|(name, _)| name.topic() == topic)
-            .map(|(_, p)| p.clone())
-            .collect()
+    pub fn partition_names(&self) -> Vec<TopicPartition> {
+        self.core.registry.all().iter().map(|entry| entry.name.clone()).collect()
     }
 
-    /// A partition that exists.
+    /// All partitions; those that are not open are opened.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::TopicName`].
+    /// The first that opening one met.
+    pub fn partitions(&self) -> Result<Vec<Partition>> {
+        self.core.registry.all().iter().map(|entry| self.core.open_entry(entry)).collect()
+    }
+
+    /// The partitions of a topic, by number; none if there is no such topic.
+    ///
+    /// # Errors
+    /// The first that opening one met.
+    pub fn topic(&self, topic: &str) -> Result<Vec<Partition>> {
+        let entries = self.core.registry.of_topic(topic);
+        entries.iter().map(|entry| self.core.open_entry(entry)).collect()
+    }
+
+    /// A partition that exists. The first call opens it, and recovers it if a crash left it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::TopicName`], what opening it met.
     pub fn partition(&self, topic: &str, partition: u32) -> Result<Partition> {
         let name = TopicPartition::new(topic, partition)?;
-        let found = self.read_partitions().get(&name).cloned();
-        found.ok_or_else(|| Error::NotFound { what: format!("partition {name}") })
+        let entry = self.core.registry.get(&name)?;
+        self.core.open_entry(&entry)
     }
 
     /// Makes the partitions 0 to `count` − 1 of a new topic, with the engine's default settings.
@@ -171,11 +270,11 @@ impl Engine {
                 reason: "a topic has at least 1".into(),
             });
         }
-        if !self.topic(topic).is_empty() {
+        if !self.core.registry.of_topic(topic).is_empty() {
             return Err(Error::AlreadyExists { what: format!("topic {topic}") });
         }
         let made: Result<Vec<Partition>> = (0..count)
-            .map(|number| self.create_partition(topic, number, self.config.partition.clone()))
+            .map(|number| self.create_partition(topic, number, self.core.config.partition.clone()))
             .collect();
         if made.is_err() {
             // The error that stopped us is the one to report.
@@ -201,6 +300,143 @@ impl Engine {
             let reason = "this topic is the controller's";
             return Err(Error::TopicName { name: topic.into(), reason });
         }
+        self.core.create_partition(name, config)
+    }
+
+    /// Deletes a topic: its directories are renamed at once and removed in the background.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Io`].
+    pub fn delete_topic(&self, topic: &str) -> Result<()> {
+        let doomed = self.core.registry.of_topic(topic);
+        if doomed.is_empty() {
+            return Err(Error::NotFound { what: format!("topic {topic}") });
+        }
+        for entry in doomed {
+            self.core.delete_partition(&entry)?;
+        }
+        let dir = &self.core.config.dir;
+        self.core.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
+    }
+
+    /// Writes the checkpoint files now.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`].
+    pub fn checkpoint(&self) -> Result<()> {
+        self.core.keeper.write_checkpoints(&self.core.registry)
+    }
+
+    /// Flushes everything, writes what Kafka needs to open the directory without recovery, and lets
+    /// go of it. Handles on partitions are closed from then on; leases stay valid.
+    ///
+    /// # Errors
+    /// The first that was met. Then the mark of a clean close is not written, and the next open
+    /// recovers; nothing acknowledged as durable is lost.
+    pub fn close(self) -> Result<()> {
+        self.shut_down()
+    }
+
+    /// As [`Engine::close`], for hosts that share the engine. Does nothing the second time.
+    ///
+    /// # Errors
+    /// As [`Engine::close`].
+    pub fn shut_down(&self) -> Result<()> {
+        // Gone after the first call, so that dropping a closed engine does nothing.
+        let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(());
+        };
+        let core = &self.core;
+        core.keeper.stop();
+        let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the housekeeper's thread panicked");
+        }
+        let mut result = Ok(());
+        for entry in core.registry.all() {
+            // One that nobody touched is as it was: whole after a clean close, else to be recovered.
+            if core.mode != Mode::Clean || entry.opened().is_some() {
+                let closed = core.open_entry(&entry).and_then(|partition| partition.close());
+                result = result.and(closed);
+            }
+        }
+        for shard in &core.shards {
+            shard.stop();
+        }
+        result = result.and_then(|()| self.checkpoint());
+        result = result.and_then(|()| core.leave_plain());
+        drop(lock);
+        result
+    }
+
+    /// One round of housekeeping; true if more is to be done at once. For callers who run the shards.
+    #[cfg(test)]
+    pub(crate) fn keep(&self) -> Result<bool> {
+        self.core.keeper.round(&self.core.registry);
+        self.core.recover_next()
+    }
+
+    fn start_keeper(&self) -> Result<()> {
+        let core = Arc::clone(&self.core);
+        let thread = std::thread::Builder::new()
+            .name("loglane-keeper".into())
+            .spawn(move || {
+                let interval = Duration::from_millis(core.config.checkpoint_interval_ms);
+                core.keeper.run(interval, &core.registry, || core.recover_next());
+            })
+            .map_err(|e| Error::io("start a thread for", &self.core.config.dir, e))?;
+        *self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+}
+
+impl Core {
+    fn open_entry(&self, entry: &Entry) -> Result<Partition> {
+        entry.partition(|entry| {
+            let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let config = self.config.partition.clone();
+            self.open_dir(entry, self.mode, config, replay.as_deref())
+        })
+    }
+
+    fn open_dir(
+        &self,
+        entry: &Entry,
+        mode: Mode,
+        config: PartitionConfig,
+        replay: Option<&Replay>,
+    ) -> Result<(Partition, RecoveryReport)> {
+        let id = checkpoint::read_topic_id(self.disk.as_ref(), &entry.dir)?;
+        let mut opened = open_partition(Opening {
+            name: entry.name.clone(),
+            dir: entry.dir.clone(),
+            mode,
+            config,
+            checkpoints: entry.checkpoints,
+            replayed: replay.and_then(|replay| replay.logs.get(&(entry.name.clone(), id))),
+            ours: self.ours,
+            open_files: Arc::clone(&self.open_files),
+            space: Arc::clone(&self.space),
+            clock: &self.config.clock,
+        })?;
+        let report = std::mem::take(&mut opened.report);
+        Ok((self.adopt(opened), report))
+    }
+
+    /// Gives a partition to a shard, in turn.
+    fn adopt(&self, opened: Opened) -> Partition {
+        let Opened { shared, log, .. } = opened;
+        let number = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = number / self.shards.len();
+        let shard = self.shards.get(number % self.shards.len());
+        let shard = Arc::clone(shard.expect("the remainder is below the number of shards"));
+        if let Some(log) = log {
+            shard.send(Message::Adopt(slot, Box::new(log)));
+        }
+        Partition::new(shared, shard, slot)
+    }
+
+    fn create_partition(&self, name: TopicPartition, config: PartitionConfig) -> Result<Partition> {
         let dir = self.config.dir.join(name.to_string());
         if let Err(e) = self.disk.create_dir(&dir) {
             return Err(match e.kind() {
@@ -223,142 +459,88 @@ impl Engine {
         dir: &Path,
         config: PartitionConfig,
     ) -> Result<Partition> {
-        let sibling = self.topic(name.topic()).first().and_then(Partition::topic_id);
-        let id = sibling.unwrap_or_else(Uuid::new_v4);
-        checkpoint::write_topic_id(self.disk.as_ref(), dir, id)?;
-        let checkpoints = Checkpoints::default();
-        let (shared, _) = self.open_dir(name, dir.to_owned(), Mode::Clean, config, checkpoints)?;
+        let siblings = self.registry.of_topic(name.topic());
+        let sibling = siblings.first().map(|entry| entry.dir.clone());
+        let id = match sibling {
+            Some(sibling) => checkpoint::read_topic_id(self.disk.as_ref(), &sibling)?,
+            None => None,
+        };
+        checkpoint::write_topic_id(self.disk.as_ref(), dir, id.unwrap_or_else(Uuid::new_v4))?;
+        let entry = Entry::new(name, dir.to_owned(), Checkpoints::default());
+        let made = entry.partition(|entry| self.open_dir(entry, Mode::Clean, config, None))?;
         let parent = &self.config.dir;
         self.disk.sync_dir(parent).map_err(|e| Error::io("sync", parent, e))?;
-        Ok(self.adopt(shared))
+        self.registry.insert(entry);
+        Ok(made)
     }
 
-    /// Deletes a topic: its directories are renamed at once and removed in the background.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Io`].
-    pub fn delete_topic(&self, topic: &str) -> Result<()> {
-        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        let doomed: Vec<TopicPartition> =
-            partitions.keys().filter(|name| name.topic() == topic).cloned().collect();
-        if doomed.is_empty() {
-            return Err(Error::NotFound { what: format!("topic {topic}") });
-        }
-        for name in doomed {
-            let Some(partition) = partitions.remove(&name) else { continue };
+    fn delete_partition(&self, entry: &Entry) -> Result<()> {
+        self.registry.remove(&entry.name);
+        if let Some(partition) = entry.opened() {
             partition.drop_from_shard()?;
-            let from = self.config.dir.join(name.to_string());
-            let to = self.config.dir.join(delete_name(&name));
-            self.disk.rename(&from, &to).map_err(|e| Error::io("rename", &from, e))?;
-            // Leases keep their descriptors: the bytes live until the last of them is released.
-            if let Err(error) = self.disk.remove_dir_all(&to) {
-                tracing::warn!(dir = %to.display(), %error, "removed at the next open");
-            }
         }
-        let dir = &self.config.dir;
-        self.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
-    }
-
-    /// Writes the checkpoint files now.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`].
-    pub fn checkpoint(&self) -> Result<()> {
-        self.keeper.write_checkpoints(&shared_of(&self.partitions))
-    }
-
-    /// Flushes everything, writes what Kafka needs to open the directory without recovery, and lets
-    /// go of it. Handles on partitions are closed from then on; leases stay valid.
-    ///
-    /// # Errors
-    /// The first that was met. Then the mark of a clean close is not written, and the next open
-    /// recovers; nothing acknowledged as durable is lost.
-    pub fn close(self) -> Result<()> {
-        self.shut_down()
-    }
-
-    /// As [`Engine::close`], for hosts that share the engine. Does nothing the second time.
-    ///
-    /// # Errors
-    /// As [`Engine::close`].
-    pub fn shut_down(&self) -> Result<()> {
-        // Gone after the first call, so that dropping a closed engine does nothing.
-        let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Ok(());
-        };
-        self.keeper.stop();
-        let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the housekeeper's thread panicked");
+        let to = self.config.dir.join(delete_name(&entry.name));
+        self.disk.rename(&entry.dir, &to).map_err(|e| Error::io("rename", &entry.dir, e))?;
+        // Leases keep their descriptors: the bytes live until the last of them is released.
+        if let Err(error) = self.disk.remove_dir_all(&to) {
+            tracing::warn!(dir = %to.display(), %error, "removed at the next open");
         }
-        let mut result = Ok(());
-        for partition in self.partitions() {
-            result = result.and(partition.close());
-        }
-        for shard in &self.shards {
-            shard.stop();
-        }
-        result = result.and_then(|()| self.checkpoint());
-        result = result.and_then(|()| {
-            let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
-            checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
-        });
-        drop(lock);
-        result
-    }
-
-    fn open_dir(
-        &self,
-        name: TopicPartition,
-        dir: PathBuf,
-        mode: Mode,
-        config: PartitionConfig,
-        checkpoints: Checkpoints,
-    ) -> Result<(Opened, RecoveryReport)> {
-        let mut opened = open_partition(Opening {
-            name,
-            dir,
-            mode,
-            config,
-            checkpoints,
-            open_files: Arc::clone(&self.open_files),
-            clock: &self.config.clock,
-        })?;
-        let report = std::mem::take(&mut opened.report);
-        Ok((opened, report))
-    }
-
-    /// Gives a partition to a shard, in turn.
-    fn adopt(&self, opened: Opened) -> Partition {
-        let Opened { shared, log, .. } = opened;
-        let number = self.next_slot.fetch_add(1, Ordering::Relaxed);
-        let slot = number / self.shards.len();
-        let shard = self.shards.get(number % self.shards.len());
-        let shard = Arc::clone(shard.expect("the remainder is below the number of shards"));
-        if let Some(log) = log {
-            shard.send(Message::Adopt(slot, Box::new(log)));
-        }
-        let partition = Partition::new(shared, shard, slot);
-        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        partitions.insert(partition.name().clone(), partition.clone());
-        partition
-    }
-
-    fn start_keeper(&self) -> Result<()> {
-        let (keeper, partitions) = (Arc::clone(&self.keeper), Arc::clone(&self.partitions));
-        let interval = Duration::from_millis(self.config.checkpoint_interval_ms);
-        let thread = std::thread::Builder::new()
-            .name("loglane-keeper".into())
-            .spawn(move || keeper.run(interval, || shared_of(&partitions)))
-            .map_err(|e| Error::io("start a thread for", &self.config.dir, e))?;
-        *self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }
 
-    fn read_partitions(
-        &self,
-    ) -> std::sync::RwLockReadGuard<'_, BTreeMap<TopicPartition, Partition>> {
-        self.partitions.read().unwrap_or_else(PoisonError::into_inner)
+    /// Recovers one partition that nobody has touched yet. False if there is none; then journals of
+    /// earlier sessions go as soon as all is synced.
+    fn recover_next(&self) -> Result<bool> {
+        if self.mode == Mode::Clean {
+            return Ok(false);
+        }
+        if let Some(entry) = self.registry.all().iter().find(|entry| entry.opened().is_none()) {
+            self.open_entry(entry)?;
+            return Ok(true);
+        }
+        self.drop_journals_if_settled()?;
+        Ok(false)
+    }
+
+    /// Removes the journals of earlier sessions when synced segments have all of them.
+    fn drop_journals_if_settled(&self) -> Result<()> {
+        let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(old) = replay.as_ref() else { return Ok(()) };
+        let settled =
+            self.mode == Mode::Clean || self.registry.all().iter().all(|entry| entry.is_settled());
+        if settled {
+            if self.mode != Mode::Clean {
+                // A later crash must not look for them in vain: what they held is below these.
+                self.keeper.write_checkpoints(&self.registry)?;
+            }
+            self.remove_files(&old.paths)?;
+            *replay = None;
+        }
+        Ok(())
+    }
+
+    fn remove_files(&self, paths: &[PathBuf]) -> Result<()> {
+        for path in paths {
+            match self.disk.remove_file(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path, e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away everything that is not Kafka's and marks the directory as closed. Before this,
+    /// every partition was closed and the recovery points are their log ends.
+    fn leave_plain(&self) -> Result<()> {
+        let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
+        let journals = list(disk, dir)?.journals;
+        let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
+        self.remove_files(&journals)?;
+        self.space.close()?;
+        session::remove(disk, dir)?;
+        checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
     }
 }
 
@@ -366,52 +548,121 @@ impl Drop for Engine {
     /// Closes, for hosts that forget; errors go to the log only.
     fn drop(&mut self) {
         if let Err(error) = self.shut_down() {
-            tracing::error!(%error, dir = %self.config.dir.display(), "closed with an error");
+            tracing::error!(%error, dir = %self.core.config.dir.display(), "closed with an error");
         }
     }
 }
 
-fn shared_of(partitions: &Partitions) -> Vec<Arc<LogShared>> {
-    let partitions = partitions.read().unwrap_or_else(PoisonError::into_inner);
-    partitions.values().map(|p| Arc::clone(p.shared())).collect()
+/// What shards are made from.
+struct Shards<'a> {
+    config: &'a Config,
+    disk: &'a Arc<dyn Disk>,
+    number: u64,
+    unsynced_bytes: &'a Arc<AtomicU64>,
 }
 
-fn start_shards(
-    config: &Config,
-    disk: &Arc<dyn Disk>,
-    keeper: &Arc<Keeper>,
-) -> Result<Vec<Arc<ShardHandle>>> {
-    (0..config.shards)
-        .map(|number| {
-            let lane = disk.lane().map_err(|e| Error::io("set up a lane for", &config.dir, e))?;
-            let keeper = Arc::clone(keeper);
-            let retired: RetiredSink = Arc::new(move |segments| keeper.retire(segments));
-            let (requests, bytes) = (config.mailbox_requests_max, config.inflight_bytes_max);
-            shard::spawn(number, lane, requests, bytes, retired)
-                .map(Arc::new)
-                .map_err(|e| Error::io("start a thread for", &config.dir, e))
+impl Shards<'_> {
+    fn make(
+        &self,
+        keeper: &Arc<Keeper>,
+        registry: &Arc<Registry>,
+        threads: Threads,
+    ) -> Result<(Vec<Arc<ShardHandle>>, Vec<Shard>)> {
+        let (mut handles, mut loops) = (Vec::new(), Vec::new());
+        for number in 0..u32::try_from(self.config.shards).unwrap_or(u32::MAX) {
+            let dir = &self.config.dir;
+            let lane = self.disk.lane().map_err(|e| Error::io("set up a lane for", dir, e))?;
+            let retired_to = Arc::clone(keeper);
+            let retired: RetiredSink = Arc::new(move |segments| retired_to.retire(segments));
+            let (points_to, points_of) = (Arc::clone(keeper), Arc::clone(registry));
+            let (shard, handle) = shard::build(Setup {
+                number,
+                lane,
+                clock: Arc::clone(&self.config.clock),
+                mailbox_requests_max: self.config.mailbox_requests_max,
+                inflight_bytes_max: self.config.inflight_bytes_max,
+                unsynced_bytes_max: self.config.unsynced_bytes_max(),
+                unsynced_bytes: Arc::clone(self.unsynced_bytes),
+                checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
+                session: self.number,
+                retired,
+                make_journal: self.journal_maker(threads),
+                store_recovery_points: Arc::new(move || points_to.write_checkpoints(&points_of)),
+            });
+            match threads {
+                Threads::Own => shard::spawn(number, shard, &handle)
+                    .map_err(|e| Error::io("start a thread for", dir, e))?,
+                Threads::Caller => loops.push(shard),
+            }
+            handles.push(Arc::new(handle));
+        }
+        Ok((handles, loops))
+    }
+
+    /// Writing journal files from end to end takes a while: durable appends sync their segments
+    /// until then.
+    fn journal_maker(&self, threads: Threads) -> JournalMaker {
+        let (disk, dir) = (Arc::clone(self.disk), self.config.dir.clone());
+        let (session, file_bytes) = (self.number, self.config.journal_file_bytes());
+        Arc::new(move |lane, slot| {
+            let (disk, dir) = (Arc::clone(&disk), dir.clone());
+            let back = slot.clone();
+            let make = move || {
+                let files = journal::create_files(disk.as_ref(), &dir, session, lane, file_bytes);
+                slot.put(files);
+            };
+            if threads == Threads::Caller {
+                return make();
+            }
+            let started = std::thread::Builder::new().name("loglane-journal".into()).spawn(make);
+            if let Err(e) = started {
+                back.put(Err(Error::io("start a thread to make", "a journal", e)));
+            }
         })
-        .collect()
+    }
 }
 
-/// The partition directories; what deletions left behind is removed.
-fn partition_dirs(disk: &dyn Disk, dir: &Path) -> Result<Vec<(TopicPartition, PathBuf)>> {
-    let mut found = Vec::new();
+/// What an open finds in a directory.
+#[derive(Default)]
+struct Names {
+    partitions: Vec<(TopicPartition, PathBuf)>,
+    journals: Vec<String>,
+}
+
+/// Partition directories and journals; what deletions left behind is removed.
+fn list(disk: &dyn Disk, dir: &Path) -> Result<Names> {
+    let mut found = Names::default();
     for entry in disk.list(dir).map_err(|e| Error::io("list", dir, e))? {
-        if entry.kind != EntryKind::Dir {
-            continue;
-        }
         let path = dir.join(&entry.name);
-        if is_delete_name(&entry.name) {
-            disk.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
-        } else if let Some(name) = TopicPartition::from_dir_name(&entry.name)
-            && !name.is_cluster_metadata()
-        {
-            found.push((name, path));
+        match entry.kind {
+            EntryKind::File if journal::is_journal_name(&entry.name) => {
+                found.journals.push(entry.name);
+            }
+            EntryKind::Dir if is_delete_name(&entry.name) => {
+                disk.remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+            EntryKind::Dir => {
+                if let Some(name) = TopicPartition::from_dir_name(&entry.name)
+                    && !name.is_cluster_metadata()
+                {
+                    found.partitions.push((name, path));
+                }
+            }
+            EntryKind::File | EntryKind::Other => {}
         }
     }
-    found.sort();
+    found.partitions.sort();
+    found.journals.sort();
     Ok(found)
+}
+
+/// After a crash of the machine journals are read. If the process alone died the page cache has all
+/// they have. After a clean close they are leftovers: whoever closed it went on without them.
+fn read_journals(disk: &dyn Disk, dir: &Path, names: &Names, mode: Mode) -> Result<Replay> {
+    match mode {
+        Mode::Crashed => journal::scan(disk, dir, &names.journals),
+        Mode::Clean | Mode::Killed | Mode::ReadOnly => Ok(Replay::unread(dir, &names.journals)),
+    }
 }
 
 /// `<topic>-<partition>.<32 hex digits>-delete`, cut to 255 bytes as Kafka does.

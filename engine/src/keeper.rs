@@ -6,7 +6,10 @@
 use crate::checkpoint::{self, PartitionOffsets};
 use crate::error::Result;
 use crate::io::{Clock, Disk};
-use crate::log::{LogShared, RetiredSegment};
+use crate::log::RetiredSegment;
+use crate::recovery::Checkpoints;
+use crate::registry::Registry;
+use crate::topic::TopicPartition;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +22,7 @@ pub(crate) struct Keeper {
     file_delete_delay: Duration,
     state: Mutex<State>,
     changed: Condvar,
+    writing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -36,7 +40,7 @@ impl Keeper {
         file_delete_delay: Duration,
     ) -> Keeper {
         let (state, changed) = (Mutex::default(), Condvar::new());
-        Keeper { dir, disk, clock, file_delete_delay, state, changed }
+        Keeper { dir, disk, clock, file_delete_delay, state, changed, writing: Mutex::default() }
     }
 
     /// Takes over deleted segments.
@@ -47,24 +51,46 @@ impl Keeper {
         self.changed.notify_one();
     }
 
-    /// Runs until told to stop. `partitions` gives those that are open.
-    pub(crate) fn run(&self, interval: Duration, partitions: impl Fn() -> Vec<Arc<LogShared>>) {
+    /// Runs until told to stop. `recover` opens one partition that nobody has touched; true if it did.
+    pub(crate) fn run(
+        &self,
+        interval: Duration,
+        registry: &Registry,
+        recover: impl Fn() -> Result<bool>,
+    ) {
+        let mut recovering = true;
         loop {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if state.stopping {
                 return;
             }
-            let wait = if state.retired.is_empty() { interval } else { interval.min(UNLINK_EVERY) };
+            let wait = match (recovering, state.retired.is_empty()) {
+                (true, _) => RECOVER_PAUSE,
+                (false, true) => interval,
+                (false, false) => interval.min(UNLINK_EVERY),
+            };
             let state =
                 self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
             if state.stopping {
                 return;
             }
             drop(state);
-            self.unlink_due();
-            if let Err(error) = self.write_checkpoints(&partitions()) {
-                tracing::error!(%error, "checkpoint files not written; the next round tries again");
+            if !recovering {
+                self.round(registry);
             }
+            recovering = recover().unwrap_or_else(|error| {
+                // Whoever asks for that partition is told; the close tries it again.
+                tracing::error!(%error, "a partition could not be recovered in the background");
+                false
+            });
+        }
+    }
+
+    /// Unlinks what is due and writes the checkpoint files.
+    pub(crate) fn round(&self, registry: &Registry) {
+        self.unlink_due();
+        if let Err(error) = self.write_checkpoints(registry) {
+            tracing::error!(%error, "checkpoint files not written; the next round tries again");
         }
     }
 
@@ -93,14 +119,18 @@ impl Keeper {
     }
 
     /// Replaces the checkpoint files of the data directory.
-    pub(crate) fn write_checkpoints(&self, partitions: &[Arc<LogShared>]) -> Result<()> {
-        let collect = |offset: fn(&LogShared) -> Option<i64>| -> PartitionOffsets {
-            partitions.iter().filter_map(|p| Some((p.name.clone(), offset(p)?))).collect()
+    pub(crate) fn write_checkpoints(&self, registry: &Registry) -> Result<()> {
+        // One at a time: an older state must not come last.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now: Vec<(TopicPartition, Checkpoints)> =
+            registry.all().iter().map(|entry| (entry.name.clone(), entry.checkpoints())).collect();
+        let collect = |offset: fn(&Checkpoints) -> Option<i64>| -> PartitionOffsets {
+            now.iter().filter_map(|(name, c)| Some((name.clone(), offset(c)?))).collect()
         };
         let files: [(&str, PartitionOffsets); 3] = [
-            (checkpoint::RECOVERY_POINTS, collect(|p| Some(p.offsets.durable()))),
-            (checkpoint::HIGH_WATERMARKS, collect(|p| Some(p.offsets.high_watermark()))),
-            (checkpoint::LOG_STARTS, collect(log_start_above_first_base)),
+            (checkpoint::RECOVERY_POINTS, collect(|c| Some(c.recovery_point))),
+            (checkpoint::HIGH_WATERMARKS, collect(|c| Some(c.high_watermark))),
+            (checkpoint::LOG_STARTS, collect(|c| c.log_start)),
         ];
         for (name, offsets) in files {
             self.replace_if_changed(&self.dir.join(name), &offsets)?;
@@ -121,9 +151,6 @@ impl Keeper {
 /// How often deleted files are looked at while there are some.
 const UNLINK_EVERY: Duration = Duration::from_millis(500);
 
-/// Kafka notes a log start only where the first segment's name does not say it already.
-fn log_start_above_first_base(partition: &LogShared) -> Option<i64> {
-    let start = partition.offsets.log_start();
-    let first = partition.segments.load().first().map_or(0, |s| s.base_offset());
-    Some(start).filter(|start| *start > first)
-}
+/// Between two partitions that are recovered in the background: those that somebody waits for go
+/// first.
+const RECOVER_PAUSE: Duration = Duration::from_micros(200);

@@ -8,7 +8,7 @@ use crate::log::{AppendOrigin, AppendRequest, FetchOptions, Lease, LogShared};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::DamagedRange;
 use crate::shard::{
-    AppendInfo, AppendReply, CompletionQueue, Durability, Message, Pending, Promise, Reply,
+    AppendInfo, AppendReply, CompletionQueue, Durability, Mark, Message, Pending, Promise, Reply,
     ShardHandle, Slot, pending,
 };
 use crate::topic::TopicPartition;
@@ -255,6 +255,30 @@ impl Partition {
     /// [`Error::OffsetOutOfRange`] past the high watermark, [`Error::Io`], [`Error::Closed`].
     pub fn delete_records(&self, before: Offset) -> Result<Offset> {
         self.ask(|slot, promise| Message::DeleteRecords(slot, before, promise))
+    }
+
+    /// Cuts the log at its end: records at and above `to` go, with the whole batch if `to` lies
+    /// inside one; the next append gets offset `to`. For followers whose leader has other records.
+    /// Returns the log end offset. On disk when it returns; after a crash during the call the log may
+    /// end anywhere between, so call it again. Leases taken before end where the file was cut.
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] below the log start, [`Error::Io`], [`Error::Closed`],
+    /// [`Error::PartitionFailed`] if files could not be cut: reopen.
+    pub fn truncate(&self, to: Offset) -> Result<Offset> {
+        self.ask(|slot, promise| Message::Truncate(slot, to, promise))
+    }
+
+    /// Tells when the log end or the durable offset has reached `offset`, whoever brings that about;
+    /// it does not cause a flush. The answer is the offset as it is then.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; through the [`Pending`], also [`Error::PartitionFailed`].
+    pub fn watch(&self, mark: Mark, offset: Offset) -> Result<Pending<Offset>> {
+        self.check_open()?;
+        let (promise, pending) = pending();
+        self.inner.shard.send(Message::Wait(self.inner.slot, mark, offset, promise));
+        Ok(pending)
     }
 
     /// Starts a new segment now, unless the active one is empty. Returns the active base offset.

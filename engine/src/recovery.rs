@@ -5,10 +5,13 @@
 //!
 //! 1. `.deleted` and `.cleaned` files go; a finished `.swap` takes its sources' place.
 //! 2. Index files without a log go.
-//! 3. After a clean close the indexes are believed, and checked against the log at a few places;
-//!    otherwise every segment from the recovery point on is walked, batch by batch, and its indexes
-//!    are built anew.
-//! 4. Leader epochs are cut to the log.
+//! 3. What the journal holds past the recovery point is written to its segments again (`redo`).
+//! 4. After a clean close the indexes are believed, and checked against the log at a few places.
+//!    After the process alone died they are too, as far as they go. Otherwise every segment from the
+//!    recovery point on is walked, batch by batch, and its indexes are built anew.
+//! 5. Below the *mark*, the greater of recovery point and journal, a bad batch is damage and
+//!    nothing is cut; past it the log ends there.
+//! 6. Leader epochs are cut to the log.
 //!
 //! A read-only open does the same in memory and writes nothing.
 
@@ -17,16 +20,18 @@
 use crate::checkpoint;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
-use crate::format::BatchFault;
-use crate::io::{Clock, Disk, EntryKind, OpenMode};
+use crate::format::{Batch, BatchFault};
+use crate::io::{Clock, Disk, EntryKind, FileRef, OpenMode};
+use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
     ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, create_first,
-    read_index, write_index,
+    create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names,
 };
+use crate::space::Space;
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::collections::BTreeSet;
@@ -40,8 +45,11 @@ use std::sync::atomic::AtomicU32;
 pub(crate) enum Mode {
     /// For writing, after a clean close.
     Clean,
-    /// For writing, after a crash.
+    /// For writing, after a crash of the machine, or of who knows what.
     Crashed,
+    /// For writing, after this machine's kernel went on when the process died: what was written is
+    /// in the page cache, whole but for the last write.
+    Killed,
     /// For reading, perhaps while another process writes: nothing on disk is believed that can be
     /// checked, nothing is changed.
     ReadOnly,
@@ -64,8 +72,10 @@ pub struct RecoveryReport {
     pub indexes_rebuilt: Vec<(PathBuf, String)>,
     /// A torn tail that was cut (or, read-only, left out): file, first byte, cause.
     pub torn_tail: Option<(PathBuf, u64, BatchFault)>,
-    /// Damage with good batches after it: reported, never cut.
+    /// Damage below what was durable, or with good batches after it: reported, never cut.
     pub damaged: Vec<DamagedRange>,
+    /// Bytes that were written to segments again, from the journal.
+    pub replayed_bytes: u64,
 }
 
 /// Everything a partition is opened with.
@@ -75,8 +85,21 @@ pub(crate) struct Opening<'a> {
     pub(crate) mode: Mode,
     pub(crate) config: PartitionConfig,
     pub(crate) checkpoints: Checkpoints,
+    /// What the journals hold of it.
+    pub(crate) replayed: Option<&'a ReplayedLog>,
+    /// This engine wrote the directory last: its segments follow each other without a gap.
+    pub(crate) ours: bool,
     pub(crate) open_files: Arc<OpenFiles>,
+    pub(crate) space: Arc<Space>,
     pub(crate) clock: &'a Arc<dyn Clock>,
+}
+
+impl Opening<'_> {
+    /// Everything below was on disk when the crash came.
+    fn mark(&self) -> i64 {
+        let journalled = self.replayed.and_then(ReplayedLog::next_offset).unwrap_or(0);
+        self.checkpoints.recovery_point.max(journalled)
+    }
 }
 
 /// A partition that is open.
@@ -104,33 +127,46 @@ struct Loaded {
     index: Option<IndexWriter>,
     entries_on_disk: (usize, usize),
     tail: Tail,
+    /// Where the log ends in it, and why.
     torn: Option<(u64, BatchFault)>,
+    /// The offset after the last batch that a walk reached.
+    walked_to: Option<i64>,
 }
 
 /// Opens a partition.
 pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     let disk = Arc::clone(opening.open_files.disk());
     let writable = opening.mode != Mode::ReadOnly;
-    let mut bases = list_segments(disk.as_ref(), &opening.dir, writable)?;
+    let (mut bases, mut missing) = list_segments(disk.as_ref(), &opening.dir, writable)?;
     let log_start = opening.checkpoints.log_start.unwrap_or(0);
     let now_ms = opening.clock.now_ms();
     let mut shared = empty_shared(&opening, disk.as_ref())?;
     let mut report = RecoveryReport::default();
 
+    if opening.mode == Mode::Crashed
+        && let Some(replayed) = opening.replayed
+    {
+        report.replayed_bytes = redo(&opening, disk.as_ref(), replayed, &mut bases)?;
+    }
     let mut loaded: Vec<Loaded> = Vec::new();
     while let Some(base) = bases.pop_first() {
-        let is_active = bases.is_empty();
-        let next_base = bases.first().copied();
-        let segment = load_segment(&shared, &opening, base, next_base, is_active, &mut report)?;
+        let next = Next { base: bases.first().copied(), missing: None };
+        let next = next.with_missing(base, &mut missing);
+        let segment = load_segment(&shared, &opening, base, next, &mut report)?;
+        let ends = opening.mode == Mode::Crashed && segment.ends_log(&opening, next);
         loaded.push(segment);
+        if ends {
+            // Past the mark nothing was promised, and what survived behind a hole is no log.
+            for base in std::mem::take(&mut bases) {
+                tracing::warn!(partition = %opening.name, base, "a segment behind the log end goes");
+                remove_segment(disk.as_ref(), &opening.dir, base)?;
+            }
+        }
     }
     if let (Some(last), true) = (loaded.last_mut(), writable) {
         cut_torn_tail(disk.as_ref(), last, &mut report)?;
     } else if let Some(last) = loaded.last() {
         report_torn(last, &mut report);
-    }
-    if opening.mode == Mode::Crashed {
-        sync_walked(disk.as_ref(), &opening, &loaded)?;
     }
 
     let fits = loaded.last().is_none_or(|last| last.tail.end_offset >= log_start);
@@ -140,16 +176,25 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
             remove_segment(disk.as_ref(), &opening.dir, old.segment.base_offset())?;
         }
     }
+    let goes_on_at = loaded.last().filter(|l| l.index.is_none()).map(|l| l.tail.end_offset);
     let (list, active, follow) = match loaded.pop() {
+        Some(last) if goes_on_at.is_some() => {
+            // The end of what was durable is lost; its offsets are not given to other records.
+            let base = last.tail.end_offset;
+            let active = new_active(disk.as_ref(), &opening, base, now_ms)?;
+            let mut list: SegmentList = loaded.into_iter().map(|l| l.segment).collect();
+            list.extend([last.segment, Arc::clone(&active.segment)]);
+            (list, Some(active), None)
+        }
         Some(last) => {
             let mut list: SegmentList = loaded.into_iter().map(|l| l.segment).collect();
             list.push(Arc::clone(&last.segment));
             split_last(last, list, writable, now_ms)
         }
         None if writable => {
-            let interval = opening.config.index_interval_bytes;
-            let active = create_first(disk.as_ref(), &opening.dir, log_start, interval, now_ms)?;
-            disk.sync_dir(&opening.dir).map_err(|e| Error::io("sync", &opening.dir, e))?;
+            // Nothing is left of what was durable: its offsets are not given to other records.
+            let base = log_start.max(if opening.mode == Mode::Clean { 0 } else { opening.mark() });
+            let active = new_active(disk.as_ref(), &opening, base, now_ms)?;
             (vec![Arc::clone(&active.segment)], Some(active), None)
         }
         None => read_only_empty(&opening, log_start),
@@ -157,10 +202,14 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     let log_end = list.last().map_or(log_start, |s| s.tail().end_offset);
     let first = list.first().map_or(log_start, |s| s.base_offset());
     let log_start = log_start.max(first).min(log_end);
-    // A clean close synced everything; after a crash every segment that was walked was synced.
-    let durable = match writable {
-        true => log_end,
-        false => opening.checkpoints.recovery_point.min(log_end),
+    // A clean close synced everything. After a crash what is past the recovery point may be in the
+    // page cache only; a checkpoint is going to sync it.
+    let (durable, synced) = match opening.mode {
+        Mode::Clean => (log_end, log_end),
+        Mode::Crashed => (opening.mark(), opening.checkpoints.recovery_point),
+        Mode::Killed | Mode::ReadOnly => {
+            (opening.checkpoints.recovery_point, opening.checkpoints.recovery_point)
+        }
     };
     let follows = opening.config.high_watermark == crate::config::HighWatermark::FollowsLogEnd;
     let high_watermark = if follows { log_end } else { opening.checkpoints.high_watermark };
@@ -168,7 +217,7 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     let epochs = Epochs::new(stored, log_start, log_end);
     shared.leader_epoch = AtomicI32Max::new(epochs.latest().unwrap_or(0));
     shared.epochs = ArcSwap::from_pointee(epochs);
-    shared.offsets = Offsets::new(log_start, high_watermark, log_end, durable);
+    shared.offsets = Offsets::new(log_start, high_watermark, log_end, durable, synced);
     shared.segments = ArcSwap::from_pointee(list);
     report.damaged = shared.damaged_ranges();
     let shared = Arc::new(shared);
@@ -183,12 +232,13 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         dir: opening.dir.clone(),
         topic_id: checkpoint::read_topic_id(disk, &opening.dir)?,
         config: opening.config.clone(),
-        offsets: Offsets::new(0, 0, 0, 0),
+        offsets: Offsets::new(0, 0, 0, 0, 0),
         segments: ArcSwap::from_pointee(Vec::new()),
         epochs: ArcSwap::from_pointee(Epochs::default()),
         open_files: Arc::clone(&opening.open_files),
         writable: opening.mode != Mode::ReadOnly,
         leader_epoch: AtomicI32Max::new(0),
+        space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
     })
 }
@@ -210,8 +260,22 @@ fn split_last(last: Loaded, list: SegmentList, writable: bool, now_ms: i64) -> S
         bytes: tail.bytes,
         first_timestamp: None,
         created_ms: now_ms,
+        indexed_bytes: tail.bytes,
+        written_back: tail.bytes,
     };
     (list, Some(active), None)
+}
+
+fn new_active(
+    disk: &dyn Disk,
+    opening: &Opening<'_>,
+    base: i64,
+    now_ms: i64,
+) -> Result<ActiveSegment> {
+    let interval = opening.config.index_interval_bytes;
+    let active = create_first(disk, &opening.dir, base, interval, now_ms)?;
+    disk.sync_dir(&opening.dir).map_err(|e| Error::io("sync", &opening.dir, e))?;
+    Ok(active)
 }
 
 /// A read-only look at a directory whose first segment is not there yet.
@@ -225,12 +289,62 @@ fn read_only_empty(opening: &Opening<'_>, base: i64) -> Split {
     (vec![segment], None, Some(follow))
 }
 
+/// What comes behind a segment.
+#[derive(Clone, Copy)]
+struct Next {
+    /// The next segment that is there; `None` for the active one.
+    base: Option<i64>,
+    /// One that should be there before it, and is not.
+    missing: Option<i64>,
+}
+
+impl Next {
+    /// Takes out the missing segments between `base` and the next.
+    fn with_missing(self, base: i64, missing: &mut BTreeSet<i64>) -> Next {
+        let Some(next) = self.base else { return self };
+        let first = missing.range(base..next).next().copied();
+        missing.retain(|m| !(base..next).contains(m));
+        Next { missing: first, ..self }
+    }
+
+    /// Where this segment ends, if it is sealed.
+    fn end(self) -> Option<i64> {
+        self.missing.or(self.base)
+    }
+
+    fn is_active(self) -> bool {
+        self.base.is_none()
+    }
+
+    /// The records of a segment that is missing.
+    fn damage(self, opening: &Opening<'_>, bytes: u32) -> Option<DamagedRange> {
+        let (missing, next) = (self.missing?, self.base?);
+        Some(DamagedRange {
+            path: names::path(&opening.dir, missing, names::LOG),
+            position: bytes.into(),
+            length: 0,
+            offset: Offset(missing),
+            next_offset: Offset(next),
+            fault: BatchFault::Empty,
+        })
+    }
+}
+
+impl Loaded {
+    /// True if what comes behind this segment cannot be part of the log.
+    fn ends_log(&self, opening: &Opening<'_>, next: Next) -> bool {
+        let Some(next) = next.end() else { return false };
+        let has_hole = opening.ours && self.walked_to.is_some_and(|end| end < next);
+        let past_mark = self.walked_to.is_some_and(|end| end >= opening.mark());
+        past_mark && (self.torn.is_some() || has_hole)
+    }
+}
+
 fn load_segment(
     shared: &LogShared,
     opening: &Opening<'_>,
     base: i64,
-    next_base: Option<i64>,
-    is_active: bool,
+    next: Next,
     report: &mut RecoveryReport,
 ) -> Result<Loaded> {
     let disk = opening.open_files.disk();
@@ -241,36 +355,39 @@ fn load_segment(
         return Err(Error::Format { path, reason });
     }
     let bytes = u32::try_from(len).unwrap_or(u32::MAX);
-    let sealed_end = next_base.unwrap_or(base);
     let below_recovery_point =
-        next_base.is_some_and(|next| next <= opening.checkpoints.recovery_point);
+        next.base.is_some_and(|next| next <= opening.checkpoints.recovery_point);
     let believed = match opening.mode {
-        Mode::Clean => true,
+        Mode::Clean | Mode::Killed => true,
         Mode::Crashed | Mode::ReadOnly => below_recovery_point,
     };
-    if believed && !is_active {
+    if believed && next.missing.is_some() {
+        // Where the loss begins shows in a walk only.
+        return walk(shared, opening, base, bytes, next, None, report);
+    }
+    if believed && !next.is_active() {
         // Looked at on first touch: opening 46,000 segments must not read 46,000 indexes.
         let segment = Segment::new(path, base, Vec::new());
-        let tail = Tail { end_offset: sealed_end, bytes };
+        let tail = Tail { end_offset: next.base.unwrap_or(base), bytes };
         segment.publish_tail(tail);
         let index_files_exist = [names::INDEX, names::TIME_INDEX]
             .iter()
             .all(|suffix| disk.stat(&names::path(&opening.dir, base, suffix)).is_ok());
         if index_files_exist || opening.mode == Mode::ReadOnly {
             let segment = Arc::new(segment);
-            return Ok(Loaded { segment, index: None, entries_on_disk: (0, 0), tail, torn: None });
+            return Ok(Loaded {
+                segment,
+                index: None,
+                entries_on_disk: (0, 0),
+                tail,
+                torn: None,
+                walked_to: None,
+            });
         }
-        return walk(
-            shared,
-            opening,
-            base,
-            bytes,
-            next_base,
-            Some("an index file is missing"),
-            report,
-        );
+        let why = Some("an index file is missing");
+        return walk(shared, opening, base, bytes, next, why, report);
     }
-    if believed || (opening.mode == Mode::ReadOnly && is_active) {
+    if believed || (opening.mode == Mode::ReadOnly && next.is_active()) {
         let probe = Segment::new(path, base, Vec::new());
         match read_index(shared, &probe, len) {
             Ok((index, writer)) => {
@@ -278,16 +395,16 @@ fn load_segment(
                 if let Some(loaded) = loaded {
                     return Ok(loaded);
                 }
-                return walk(shared, opening, base, bytes, next_base, None, report);
+                return walk(shared, opening, base, bytes, next, None, report);
             }
             Err(reason) if opening.mode == Mode::Clean => {
-                return walk(shared, opening, base, bytes, next_base, Some(&reason), report);
+                return walk(shared, opening, base, bytes, next, Some(&reason), report);
             }
             // A live writer's index files lag behind: no fault.
             Err(_) => {}
         }
     }
-    walk(shared, opening, base, bytes, next_base, None, report)
+    walk(shared, opening, base, bytes, next, None, report)
 }
 
 /// Finds the end of an active segment whose index can be used: from its last entry on. `None` if
@@ -298,18 +415,24 @@ fn walk_tail(
     base: i64,
     bytes: u32,
     index: crate::segment::SegmentIndex,
-    writer: IndexWriter,
+    mut writer: IndexWriter,
 ) -> Result<Option<Loaded>> {
     let path = names::path(&opening.dir, base, names::LOG);
     let segment = Segment::new(path, base, Vec::new());
     let file = segment.file(&shared.open_files)?;
     let from = index.last_offset_entry().map_or(0, |e| u64::from(e.position));
     let mut scanner = Scanner::new(file, base, from, base, bytes.into());
+    // The files of a killed process end before the log does; the index goes on from there.
+    let goes_on = opening.mode == Mode::Killed;
+    let entries_on_disk = (index.offset_entries(), index.time_entries());
     let mut max_timestamp = writer.max_timestamp();
     loop {
         match scanner.step().map_err(|e| Error::io("read", segment.path(), e))? {
-            Scanned::Batch { batch, .. } => {
+            Scanned::Batch { position, batch } => {
                 max_timestamp = max_timestamp.max(batch.header().max_timestamp);
+                if goes_on {
+                    writer.on_batch(batch.header(), u32::try_from(position).unwrap_or(u32::MAX));
+                }
             }
             Scanned::End => break,
             Scanned::Damage { .. } | Scanned::TornTail { .. } => return Ok(None),
@@ -319,13 +442,13 @@ fn walk_tail(
         // A time index without its final entry: not from a clean close of this log.
         return Ok(None);
     }
-    let entries_on_disk = (index.offset_entries(), index.time_entries());
     segment.set_max_timestamp(max_timestamp);
     segment.set_index(index);
     let tail = Tail { end_offset: scanner.next_offset(), bytes };
     segment.publish_tail(tail);
     let segment = Arc::new(segment);
-    Ok(Some(Loaded { segment, index: Some(writer), entries_on_disk, tail, torn: None }))
+    let index = Some(writer);
+    Ok(Some(Loaded { segment, index, entries_on_disk, tail, torn: None, walked_to: None }))
 }
 
 /// Walks a segment batch by batch and builds its indexes anew; on disk too, unless read-only.
@@ -334,7 +457,7 @@ fn walk(
     opening: &Opening<'_>,
     base: i64,
     bytes: u32,
-    next_base: Option<i64>,
+    next: Next,
     why: Option<&str>,
     report: &mut RecoveryReport,
 ) -> Result<Loaded> {
@@ -345,12 +468,15 @@ fn walk(
     let mut damaged = Vec::new();
     let mut open_damage: Option<(u64, u64, i64, BatchFault)> = None;
     let mut torn = None;
+    let mark = opening.mark();
+    let mut walked_to = base;
     loop {
         let before = scanner.next_offset();
         match scanner.step().map_err(|e| Error::io("read", &path, e))? {
             Scanned::Batch { position, batch } => {
                 let position = u32::try_from(position).unwrap_or(u32::MAX);
                 writer.on_batch(batch.header(), position);
+                walked_to = batch.header().next_offset();
                 if let Some((from, end, offset, fault)) = open_damage.take() {
                     damaged.push(DamagedRange {
                         path: path.clone(),
@@ -362,12 +488,25 @@ fn walk(
                     });
                 }
             }
+            // A power cut loses pages in any order: past the mark the first hole is the end.
+            Scanned::Damage { position, fault, .. }
+                if opening.mode == Mode::Crashed && before >= mark =>
+            {
+                torn = Some((position, fault));
+                break;
+            }
             Scanned::Damage { position, end, fault } => {
                 open_damage = Some((position, end, before, fault));
             }
             Scanned::TornTail { position, fault } => {
-                match next_base {
+                let past_mark = before >= mark || opening.mode != Mode::Crashed;
+                let goes_on_at = match next.base {
                     // The log goes on in the next segment, so this is damage, not a tail.
+                    Some(next) if opening.mode != Mode::Crashed || !past_mark => Some(next),
+                    None if !past_mark => Some(mark),
+                    _ => None,
+                };
+                match goes_on_at {
                     Some(next) => damaged.push(DamagedRange {
                         path: path.clone(),
                         position,
@@ -395,22 +534,113 @@ fn walk(
         for (suffix, content) in
             [(names::INDEX, index.offset_file(0)), (names::TIME_INDEX, index.time_file(0))]
         {
-            let file = names::path(&opening.dir, base, suffix);
-            write_index(disk, &file, &content, 0)?
-                .sync_data()
-                .map_err(|e| Error::io("sync", &file, e))?;
+            let path = names::path(&opening.dir, base, suffix);
+            let file = write_index(disk, &path, &content, 0)?;
+            if !next.is_active() {
+                // Nobody writes it again.
+                file.sync_data().map_err(|e| Error::io("sync", &path, e))?;
+            }
         }
         entries_on_disk = (index.offset_entries(), index.time_entries());
     }
     let whole = torn.as_ref().map_or(bytes, |(at, _)| u32::try_from(*at).unwrap_or(bytes));
+    let mut end_offset = match (&torn, next.end()) {
+        (None, Some(next)) => next,
+        _ => scanner.next_offset(),
+    };
+    // The file ends before what was durable: the rest of it is lost.
+    let lost_to = (opening.mode == Mode::Crashed && next.is_active())
+        .then_some(mark)
+        .filter(|mark| *mark > walked_to && torn.is_none());
+    if let Some(mark) = lost_to {
+        leave_trace(opening, walked_to)?;
+        if damaged.last().is_none_or(|d| d.next_offset.0 < mark) {
+            damaged.push(DamagedRange {
+                path: path.clone(),
+                position: whole.into(),
+                length: 0,
+                offset: Offset(walked_to),
+                next_offset: Offset(mark),
+                fault: BatchFault::Empty,
+            });
+        }
+        end_offset = mark;
+    }
+    let to_end = |d: &DamagedRange| d.position + d.length >= whole.into();
+    if !damaged.last().is_some_and(to_end) {
+        damaged.extend(next.damage(opening, whole));
+    }
     let segment = Segment::new(path, base, damaged);
     segment.set_max_timestamp(writer.max_timestamp());
     segment.set_index(index);
-    let end_offset = next_base.unwrap_or(scanner.next_offset());
     let tail = Tail { end_offset, bytes: whole };
     segment.publish_tail(tail);
     let segment = Arc::new(segment);
-    Ok(Loaded { segment, index: Some(writer), entries_on_disk, tail, torn })
+    // Without a writer the segment is not appended to: another takes its place.
+    let index = lost_to.is_none().then_some(writer);
+    Ok(Loaded { segment, index, entries_on_disk, tail, torn, walked_to: Some(walked_to) })
+}
+
+/// The files alone do not tell a loss from the gaps that compaction leaves: a later open must know.
+fn leave_trace(opening: &Opening<'_>, from: i64) -> Result<()> {
+    let path = names::path(&opening.dir, from, names::LOST);
+    let disk = opening.open_files.disk();
+    let file =
+        disk.open(&path, OpenMode::CreateOrTruncate).map_err(|e| Error::io("create", &path, e))?;
+    file.sync_data().map_err(|e| Error::io("sync", &path, e))
+}
+
+/// Writes again what the journal has and a segment lost. Gives how many bytes that were.
+fn redo(
+    opening: &Opening<'_>,
+    disk: &dyn Disk,
+    replayed: &ReplayedLog,
+    bases: &mut BTreeSet<i64>,
+) -> Result<u64> {
+    let mut written = 0;
+    let (mut wanted, mut found) = (Vec::new(), Vec::new());
+    let mut open: Option<(i64, FileRef)> = None;
+    let first = bases.first().copied();
+    let to_do = |e: &&Extent| e.next_offset > opening.checkpoints.recovery_point;
+    for extent in replayed.extents.iter().filter(to_do) {
+        let base = extent.segment_base;
+        let path = names::path(&opening.dir, base, names::LOG);
+        if !bases.contains(&base) {
+            // A segment below those that are there was deleted; one past them was lost.
+            if first.is_some_and(|first| base < first) || bases.last().is_some_and(|l| base < *l) {
+                continue;
+            }
+            create_segment(disk, &opening.dir, base)?;
+            bases.insert(base);
+        }
+        if open.as_ref().is_none_or(|(of, _)| *of != base) {
+            let file = disk
+                .open(&path, OpenMode::ReadWrite)
+                .map_err(|e| Error::io("open for writing", &path, e))?;
+            open = Some((base, file));
+        }
+        let Some((_, file)) = &open else { continue };
+        extent.read(&mut wanted).map_err(|e| Error::io("read", "the journal", e))?;
+        found.resize(wanted.len(), 0);
+        let have = file
+            .read_up_to(&mut found, extent.position.into())
+            .map_err(|e| Error::io("read", &path, e))?;
+        let found = found.get(..have).unwrap_or_default();
+        if found == wanted.as_slice() {
+            continue;
+        }
+        if Batch::check(found).is_ok_and(|other| !wanted.starts_with(other.bytes())) {
+            tracing::error!(
+                partition = %opening.name, segment = %path.display(), position = extent.position,
+                "the log has other records than the journal: somebody else wrote to it since"
+            );
+            return Ok(written);
+        }
+        file.write_all_at(&wanted, extent.position.into())
+            .map_err(|e| Error::io("write", &path, e))?;
+        written += wanted.len() as u64;
+    }
+    Ok(written)
 }
 
 /// Cuts what an interrupted write left behind the last whole batch.
@@ -423,17 +653,6 @@ fn cut_torn_tail(disk: &dyn Disk, last: &mut Loaded, report: &mut RecoveryReport
     file.sync_data().map_err(|e| Error::io("sync", path, e))
 }
 
-/// What a killed process wrote may be in the page cache only; once it is read as part of the log it
-/// must not vanish in a power cut that comes before the next flush.
-fn sync_walked(disk: &dyn Disk, opening: &Opening<'_>, loaded: &[Loaded]) -> Result<()> {
-    for walked in loaded.iter().filter(|l| l.index.is_some()) {
-        let path = walked.segment.path();
-        let file = walked.segment.file(&opening.open_files)?;
-        file.sync_data().map_err(|e| Error::io("sync", path, e))?;
-    }
-    disk.sync_dir(&opening.dir).map_err(|e| Error::io("sync", &opening.dir, e))
-}
-
 fn report_torn(last: &Loaded, report: &mut RecoveryReport) {
     let Some((position, fault)) = &last.torn else { return };
     let path = last.segment.path().to_owned();
@@ -441,8 +660,14 @@ fn report_torn(last: &Loaded, report: &mut RecoveryReport) {
     report.torn_tail = Some((path, *position, fault.clone()));
 }
 
-/// Base offsets of the segments, after finishing what a crash interrupted.
-fn list_segments(disk: &dyn Disk, dir: &Path, writable: bool) -> Result<BTreeSet<i64>> {
+/// Base offsets of the segments, after finishing what a crash interrupted; and offsets from which on
+/// records are missing up to the next segment: an index with entries stands there without a log, or
+/// the trace that an earlier recovery left.
+fn list_segments(
+    disk: &dyn Disk,
+    dir: &Path,
+    writable: bool,
+) -> Result<(BTreeSet<i64>, BTreeSet<i64>)> {
     let entries = disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
     let mut names_here: BTreeSet<String> = entries
         .into_iter()
@@ -454,18 +679,28 @@ fn list_segments(disk: &dyn Disk, dir: &Path, writable: bool) -> Result<BTreeSet
     }
     let bases: BTreeSet<i64> =
         names_here.iter().filter_map(|name| names::base_offset(name, names::LOG)).collect();
-    if writable {
-        for name in &names_here {
-            let orphan = [names::INDEX, names::TIME_INDEX, names::TXN_INDEX]
-                .iter()
-                .filter_map(|suffix| names::base_offset(name, suffix))
-                .any(|base| !bases.contains(&base));
-            if orphan {
-                remove(disk, &dir.join(name))?;
-            }
+    let between = |base: &i64| {
+        bases.first().is_some_and(|first| first < base)
+            && bases.last().is_some_and(|last| base < last)
+    };
+    let mut missing = BTreeSet::new();
+    for name in &names_here {
+        let orphan = [names::INDEX, names::TIME_INDEX, names::TXN_INDEX]
+            .iter()
+            .filter_map(|suffix| names::base_offset(name, suffix))
+            .find(|base| !bases.contains(base));
+        let Some(base) = orphan.or(names::base_offset(name, names::LOST)) else { continue };
+        if name.ends_with(names::LOST) && bases.last().is_some_and(|last| base < *last) {
+            missing.insert(base);
+        } else if between(&base) && disk.stat(&dir.join(name)).is_ok_and(|stat| stat.len > 0) {
+            tracing::error!(dir = %dir.display(), base, "a segment file is missing");
+            // Its index stays, as the only trace of it.
+            missing.insert(base);
+        } else if writable {
+            remove(disk, &dir.join(name))?;
         }
     }
-    Ok(bases)
+    Ok((bases, missing))
 }
 
 /// Deletions and clean-ups that were under way: Kafka's `LogLoader.load`, steps 1 and 2.

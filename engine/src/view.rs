@@ -15,6 +15,7 @@ use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_p
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names,
 };
+use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -136,6 +137,8 @@ fn open_view(
     open_files: &Arc<OpenFiles>,
 ) -> Result<PartitionView> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let disk = Arc::clone(open_files.disk());
+    let space = Arc::new(Space::unwatched(disk, Arc::clone(&clock), &dir));
     let opened = open_partition(Opening {
         name: name.clone(),
         dir,
@@ -146,7 +149,11 @@ fn open_view(
             high_watermark: 0,
             log_start: log_starts.get(name).copied(),
         },
+        // The writer's journal is its own: what is not in segments yet is not seen here.
+        replayed: None,
+        ours: false,
         open_files: Arc::clone(open_files),
+        space,
         clock: &clock,
     })?;
     Ok(PartitionView { shared: opened.shared, follow: opened.follow, report: opened.report })

@@ -35,6 +35,19 @@ fn crash(dir: &Path) {
     fs::remove_file(dir.join("recovery-point-offset-checkpoint")).unwrap();
 }
 
+/// As [`crash`], with everything below `offset` synced.
+fn crash_synced_to(dir: &Path, offset: i64) {
+    crash(dir);
+    fs::write(dir.join("recovery-point-offset-checkpoint"), format!("0\n1\nt 0 {offset}\n"))
+        .unwrap();
+}
+
+/// What the open of the one partition found.
+fn report(engine: &Engine) -> loglane::RecoveryReport {
+    let partition = engine.partition("t", 0).unwrap();
+    engine.recovery_reports()[partition.name()].clone()
+}
+
 fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     let names = fs::read_dir(dir.join("t-0")).unwrap().map(|e| e.unwrap().path());
     let mut files: Vec<PathBuf> = names.filter(|p| p.to_string_lossy().ends_with(suffix)).collect();
@@ -64,7 +77,7 @@ fn recovery_cuts_a_torn_tail_of_any_length_and_appends_go_on() {
         assert_eq!(seen.log_end_offset(), Offset(RECORDS), "a view leaves it out");
         assert!(seen.report().torn_tail.is_some());
         let engine = Engine::open(small_segments(whole.path())).unwrap();
-        let report = engine.recovery_reports().values().next().unwrap();
+        let report = report(&engine);
         let (path, position, _) = report.torn_tail.clone().expect("a torn tail");
         assert_eq!((path, position), (last.clone(), good.len() as u64));
         assert!(report.damaged.is_empty());
@@ -94,15 +107,16 @@ fn a_tail_of_zeros_is_torn_too() {
 }
 
 #[test]
-fn damage_in_the_middle_is_reported_and_never_cut() {
+fn damage_below_what_was_synced_is_reported_and_never_cut() {
     for (which, at) in [(0, 200), (0, 8), (2, 1500), (usize::MAX, 100)] {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path());
         let logs = files(dir.path(), ".log");
         let hurt = &logs[which.min(logs.len() - 1)];
         let sizes: Vec<u64> = logs.iter().map(|l| fs::metadata(l).unwrap().len()).collect();
+        let synced_to = next_offset_behind(hurt, at);
         flip(hurt, at);
-        crash(dir.path());
+        crash_synced_to(dir.path(), synced_to);
         let engine = Engine::open(small_segments(dir.path())).unwrap();
         let partition = engine.partition("t", 0).unwrap();
         let damaged = partition.damaged_ranges();
@@ -131,6 +145,105 @@ fn damage_in_the_middle_is_reported_and_never_cut() {
         }
         assert_eq!(errors, 1);
         partition.append(batch(RECORDS, 4, 10), AppendOptions::default()).unwrap();
+    }
+}
+
+/// One past the last offset of the batch that has byte `at`.
+fn next_offset_behind(log: &Path, at: u64) -> i64 {
+    let bytes = fs::read(log).unwrap();
+    let batches = Batches::new(&bytes).map(|batch| batch.unwrap());
+    let found = batches.filter(|(start, _)| *start as u64 <= at).last().unwrap();
+    found.1.header().next_offset()
+}
+
+#[test]
+fn past_what_was_synced_the_log_ends_at_the_first_hole() {
+    // A power cut loses pages in any order: what survived behind a hole was never promised.
+    for (which, at) in [(0, 200), (2, 1500), (usize::MAX, 100)] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let logs = files(dir.path(), ".log");
+        let hurt = &logs[which.min(logs.len() - 1)];
+        let end = next_offset_behind(hurt, at) - 4;
+        flip(hurt, at);
+        crash_synced_to(dir.path(), end);
+        let engine = Engine::open(small_segments(dir.path())).unwrap();
+        let partition = engine.partition("t", 0).unwrap();
+        assert_eq!(partition.log_end_offset(), Offset(end), "segment {which}");
+        assert!(partition.damaged_ranges().is_empty());
+        assert_eq!(read_dense(&partition, 0, 1 << 20), end);
+        partition.append(batch(end, 4, 10), AppendOptions::durable()).unwrap();
+        engine.close().unwrap();
+        let engine = Engine::open(small_segments(dir.path())).unwrap();
+        assert_eq!(read_dense(&engine.partition("t", 0).unwrap(), 0, 1 << 20), end + 4);
+    }
+}
+
+#[test]
+fn the_end_of_what_was_synced_is_never_given_to_other_records() {
+    // The file is shorter than what was synced, torn below it, or not there at all.
+    let harms: [fn(&Path); 3] = [
+        |last| fs::OpenOptions::new().write(true).open(last).unwrap().set_len(0).unwrap(),
+        |last| {
+            let len = fs::metadata(last).unwrap().len();
+            fs::OpenOptions::new().write(true).open(last).unwrap().set_len(len - 7).unwrap();
+        },
+        |last| fs::remove_file(last).unwrap(),
+    ];
+    for (number, harm) in harms.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        harm(&files(dir.path(), ".log").pop().unwrap());
+        crash_synced_to(dir.path(), RECORDS);
+        for round in 0..3 {
+            let engine = Engine::open(small_segments(dir.path())).unwrap();
+            let partition = engine.partition("t", 0).unwrap();
+            assert!(partition.log_end_offset() >= Offset(RECORDS), "harm {number}");
+            if round == 0 {
+                let lost = partition.damaged_ranges().pop().expect("it is reported");
+                assert_eq!(lost.next_offset, Offset(RECORDS), "harm {number}");
+                assert_eq!(lost.offset.0, read_dense_until(&partition, 0));
+            }
+            // Fetches say so for ever, not only right after the crash.
+            let end = read_dense_until(&partition, 0);
+            match partition.fetch(Offset(end), &FetchOptions::default()) {
+                Err(Error::Damaged { offset, next_offset, .. }) => {
+                    assert_eq!((offset, next_offset), (Offset(end), Offset(RECORDS)));
+                }
+                other => panic!("harm {number} round {round}: {other:?}"),
+            }
+            let end = partition.log_end_offset().0;
+            let receipt = partition.append(batch(end, 4, 9), AppendOptions::durable()).unwrap();
+            assert_eq!(receipt.base_offset, Offset(end));
+            engine.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_is_missing_in_the_middle_is_reported_with_its_offsets() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    let logs = files(dir.path(), ".log");
+    fs::remove_file(&logs[1]).unwrap();
+    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let partition = engine.partition("t", 0).unwrap();
+    let damaged = partition.damaged_ranges();
+    assert_eq!(damaged.len(), 1, "{damaged:?}");
+    assert_eq!(damaged[0].path, logs[1]);
+    let (from, to) = (damaged[0].offset, damaged[0].next_offset);
+    assert_eq!(read_dense_until(&partition, 0), from.0);
+    assert_eq!(read_dense(&partition, to.0, 1 << 20), RECORDS, "the rest is readable");
+}
+
+/// Reads up to the first error, which must be damage.
+fn read_dense_until(partition: &loglane::Partition, mut offset: i64) -> i64 {
+    loop {
+        match partition.fetch(Offset(offset), &FetchOptions::default()) {
+            Ok(lease) => offset = support::check_records(&lease.to_vec().unwrap(), offset),
+            Err(Error::Damaged { .. }) => return offset,
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
@@ -198,7 +311,7 @@ fn an_index_that_is_not_sound_is_rebuilt_and_said_so() {
             // The active segment's, which is looked at when the directory is opened.
             harm(files(dir.path(), suffix).last().unwrap());
             let engine = Engine::open(small_segments(dir.path())).unwrap();
-            let report = engine.recovery_reports().values().next().unwrap();
+            let report = report(&engine);
             if (name, suffix) != ("flipped", ".timeindex") {
                 assert_eq!(report.indexes_rebuilt.len(), 1, "{name} {suffix}");
             }
@@ -280,7 +393,7 @@ fn foreign_folders_and_files_are_left_alone() {
     let half = dir.path().join("t-1.0123456789abcdef0123456789abcdef-delete");
     fs::create_dir(&half).unwrap();
     let engine = Engine::open(Config::new(dir.path())).unwrap();
-    assert_eq!(engine.partitions().len(), 1);
+    assert_eq!(engine.partition_names().len(), 1);
     engine.close().unwrap();
     for name in ["notes", "a-b", "__cluster_metadata-0", "t-0.5e-stray", "meta.properties"] {
         assert!(dir.path().join(name).exists(), "{name} is gone");

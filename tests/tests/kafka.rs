@@ -192,7 +192,7 @@ fn write_as_loglane(data: &Path) {
     let mut config = Config::new(data);
     config.partition = PartitionConfig { segment_bytes: 1 << 20, ..PartitionConfig::default() };
     let engine = Engine::open(config).unwrap();
-    let partitions = engine.topic("ours");
+    let partitions = engine.topic("ours").unwrap();
     assert_eq!(partitions.len(), 3);
     let mut written = 0;
     let mut batches = 0;

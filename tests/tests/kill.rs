@@ -76,7 +76,7 @@ fn run_and_kill(dir: &Path, round: u64, flushed: &mut BTreeMap<u32, i64>) {
 fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32, i64>, usize) {
     let engine = Engine::open(Config::new(dir)).unwrap();
     let (mut ends, mut segments) = (BTreeMap::new(), 0);
-    for partition in engine.topic("t") {
+    for partition in engine.topic("t").unwrap() {
         let number = partition.name().partition();
         let report = &engine.recovery_reports()[partition.name()];
         assert!(report.damaged.is_empty(), "round {round}: {report:?}");

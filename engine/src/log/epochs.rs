@@ -57,6 +57,13 @@ impl Epochs {
         true
     }
 
+    /// Drops the epochs that begin at or after `log_end`. True if there was one.
+    pub(crate) fn truncate_suffix(&mut self, log_end: i64) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|(_, start)| *start < log_end);
+        self.entries.len() < before
+    }
+
     /// The epoch of the record at `offset`.
     pub(crate) fn at(&self, offset: i64) -> Option<i32> {
         let after = self.entries.partition_point(|(_, start)| *start <= offset);

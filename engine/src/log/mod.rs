@@ -5,7 +5,8 @@
 //! possible:
 //!
 //! ```text
-//! requests ─▶ roll if due ─▶ copy to the staging buffer, stamp offset and epoch ─▶ one write
+//! requests ─▶ roll if due ─▶ copy to the staging buffer, stamp offset and epoch
+//!          ─▶ a copy to the journal, if somebody waits for the disk ─▶ one write
 //!          ─▶ index entries ─▶ segment tail ─▶ log end offset ─▶ receipts
 //! ```
 //!
@@ -15,20 +16,25 @@
 #![forbid(unsafe_code)]
 
 mod epochs;
+mod journalled;
 mod lease;
 mod offsets;
+mod rewrite;
 mod roll;
 mod shared;
 mod sync;
+mod truncate;
 mod write;
 
 pub(crate) use epochs::Epochs;
+pub(crate) use journalled::Ahead;
 pub use lease::{Lease, LeaseRange};
 pub(crate) use offsets::Offsets;
-pub(crate) use roll::{first_segment as create_first, write_index};
+pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation};
 pub(crate) use sync::SyncOutcome;
+pub(crate) use truncate::CutPoint;
 pub(crate) use write::{AppendOrigin, AppendRequest, Staging, WriteOutcome};
 
 use crate::error::{Error, Result};
@@ -52,6 +58,10 @@ pub(crate) struct ActiveSegment {
     pub(crate) first_timestamp: Option<i64>,
     /// When it became active, Unix ms; its age when batches have no timestamps.
     pub(crate) created_ms: i64,
+    /// Size when its index files were last brought up to date.
+    pub(crate) indexed_bytes: u32,
+    /// Size up to which writeback was started.
+    pub(crate) written_back: u32,
 }
 
 /// The writer of one partition. One shard owns it.
@@ -62,6 +72,7 @@ pub(crate) struct Log {
     active: ActiveSegment,
     epochs: Epochs,
     sync: sync::SyncState,
+    journalled: journalled::Journalled,
     /// Why the log takes no more appends.
     failed: Option<&'static str>,
     /// Segments that were removed from the list and wait for their files to be unlinked.
@@ -84,8 +95,19 @@ impl Log {
         active: ActiveSegment,
     ) -> Log {
         let epochs = Epochs::clone(&shared.epochs.load());
-        let sync = sync::SyncState::new(shared.offsets.durable());
-        Log { shared, disk, clock, active, epochs, sync, failed: None, retired: Vec::new() }
+        let synced = shared.offsets.synced();
+        let mut sync = sync::SyncState::new(synced);
+        if synced < shared.offsets.log_end() {
+            // A crash left them unsynced; the active one is synced with them in any case.
+            let segments = shared.segments.load();
+            for pair in segments.windows(2).filter(|pair| !ends_at_or_below(pair, synced)) {
+                sync.sealed_before(Arc::clone(&pair[0]));
+            }
+            sync.written(active.bytes.into());
+        }
+        let journalled = journalled::Journalled::new(synced);
+        let retired = Vec::new();
+        Log { shared, disk, clock, active, epochs, sync, journalled, failed: None, retired }
     }
 
     /// Segments removed since the last call, to be unlinked by and by.
@@ -119,12 +141,21 @@ impl Log {
             self.store_epochs()?;
         }
         let mut list = self.shared.segments.load().to_vec();
-        let stay = list.windows(2).take_while(|w| ends_at_or_below(w, before)).count();
-        for segment in list.drain(..stay) {
+        let gone = list.windows(2).take_while(|w| ends_at_or_below(w, before)).count();
+        for (number, segment) in list.drain(..gone).enumerate() {
+            if number > 0 {
+                // Oldest first, also on disk: what a power cut brings back has no hole.
+                self.sync_dir()?;
+            }
             self.retire(segment)?;
         }
         self.shared.segments.store(Arc::new(list));
         Ok(before)
+    }
+
+    fn sync_dir(&self) -> Result<()> {
+        let dir = &self.shared.dir;
+        self.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
     }
 
     fn retire(&mut self, segment: Arc<Segment>) -> Result<()> {

@@ -1,12 +1,12 @@
 //! The offsets of a partition, and the one place where they move.
 //!
 //! ```text
-//! log start ≤ high watermark ≤ log end (written)        durable ≤ log end
+//! log start ≤ high watermark ≤ log end (written)        synced ≤ durable ≤ log end
 //! ```
 //!
-//! Offsets move forward only. The shard of a
-//! partition moves the log end, the durable offset and the log start; the host may move the high
-//! watermark from any thread.
+//! Durable is on disk, in segment files or in the journal; synced is in synced segment files, and is
+//! the recovery point. Offsets move forward only, except by a truncation. The shard of a partition
+//! moves them all but the high watermark, which the host may move from any thread.
 
 #![forbid(unsafe_code)]
 
@@ -28,18 +28,26 @@ pub(crate) struct Offsets {
     high_watermark: AtomicI64,
     log_end: AtomicI64,
     durable: AtomicI64,
+    synced: AtomicI64,
 }
 
 impl Offsets {
-    /// The offsets recovery found. High watermark and durable are brought into range: both may come
-    /// from checkpoints that are older or newer than the log.
-    pub(crate) fn new(log_start: i64, high_watermark: i64, log_end: i64, durable: i64) -> Offsets {
+    /// The offsets recovery found. High watermark, durable and synced are brought into range: they
+    /// may come from checkpoints that are older or newer than the log.
+    pub(crate) fn new(
+        log_start: i64,
+        high_watermark: i64,
+        log_end: i64,
+        durable: i64,
+        synced: i64,
+    ) -> Offsets {
         assert!(log_start <= log_end, "log start {log_start} is past the log end {log_end}");
         Offsets {
             log_start: AtomicI64::new(log_start),
             high_watermark: AtomicI64::new(high_watermark.clamp(log_start, log_end)),
             log_end: AtomicI64::new(log_end),
             durable: AtomicI64::new(durable.min(log_end)),
+            synced: AtomicI64::new(synced.min(durable).min(log_end)),
         }
     }
 
@@ -65,6 +73,11 @@ impl Offsets {
         self.durable.load(Ordering::Acquire)
     }
 
+    /// The recovery point.
+    pub(crate) fn synced(&self) -> i64 {
+        self.synced.load(Ordering::Acquire)
+    }
+
     pub(crate) fn high_watermark(&self) -> i64 {
         self.high_watermark.load(Ordering::Acquire)
     }
@@ -81,6 +94,27 @@ impl Offsets {
         let log_end = self.log_end.load(Ordering::Relaxed);
         assert!(offset <= log_end, "durable {offset} would pass the log end {log_end}");
         self.durable.fetch_max(offset, Ordering::AcqRel);
+    }
+
+    /// Records below `offset` are in synced segment files.
+    pub(crate) fn advance_synced(&self, offset: i64) {
+        self.advance_durable(offset);
+        self.synced.fetch_max(offset, Ordering::AcqRel);
+    }
+
+    /// The log is about to be cut at `offset`: no reader gets past it from now on. To be followed by
+    /// [`Offsets::truncate`] when the files are cut.
+    pub(crate) fn lower(&self, offset: i64) {
+        self.synced.fetch_min(offset, Ordering::AcqRel);
+        self.durable.fetch_min(offset, Ordering::AcqRel);
+        self.high_watermark.fetch_min(offset, Ordering::AcqRel);
+    }
+
+    /// The log ends at `offset`, which is below where it ended.
+    pub(crate) fn truncate(&self, offset: i64) {
+        self.lower(offset);
+        self.log_start.fetch_min(offset, Ordering::AcqRel);
+        self.log_end.store(offset, Ordering::Release);
     }
 
     /// Moves the high watermark up to `offset`, or to the log end if that is lower. Returns where
@@ -107,7 +141,7 @@ mod tests {
 
     #[test]
     fn checkpoints_out_of_range_are_brought_into_it() {
-        let offsets = Offsets::new(10, 3, 20, 99);
+        let offsets = Offsets::new(10, 3, 20, 99, 99);
         let expected =
             OffsetSnapshot { log_start: 10, high_watermark: 10, log_end: 20, durable: 20 };
         assert_eq!(offsets.snapshot(), expected);
@@ -115,27 +149,38 @@ mod tests {
 
     #[test]
     fn offsets_never_move_back_or_past_each_other() {
-        let offsets = Offsets::new(0, 0, 0, 0);
+        let offsets = Offsets::new(0, 0, 0, 0, 0);
         offsets.advance_written(100);
         assert_eq!(offsets.advance_high_watermark(500), 100, "stops at the log end");
         assert_eq!(offsets.advance_high_watermark(50), 100, "never back");
         offsets.advance_durable(80);
         offsets.advance_durable(60);
         assert_eq!(offsets.durable(), 80);
+        offsets.advance_synced(70);
+        assert_eq!((offsets.synced(), offsets.durable()), (70, 80), "a journal is ahead of syncs");
         offsets.advance_log_start(30);
         offsets.advance_log_start(20);
         assert_eq!(offsets.log_start(), 30);
     }
 
     #[test]
+    fn a_truncation_takes_everything_down_with_the_log_end() {
+        let offsets = Offsets::new(0, 90, 100, 80, 60);
+        offsets.truncate(50);
+        let expected =
+            OffsetSnapshot { log_start: 0, high_watermark: 50, log_end: 50, durable: 50 };
+        assert_eq!((offsets.snapshot(), offsets.synced()), (expected, 50));
+    }
+
+    #[test]
     #[should_panic(expected = "moved back")]
     fn a_log_end_that_moves_back_is_a_bug_and_is_caught() {
-        Offsets::new(0, 0, 10, 0).advance_written(9);
+        Offsets::new(0, 0, 10, 0, 0).advance_written(9);
     }
 
     #[test]
     #[should_panic(expected = "would pass the log end")]
     fn durable_past_written_is_a_bug_and_is_caught() {
-        Offsets::new(0, 0, 10, 0).advance_durable(11);
+        Offsets::new(0, 0, 10, 0, 0).advance_durable(11);
     }
 }

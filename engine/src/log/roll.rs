@@ -46,8 +46,11 @@ impl Log {
     /// Starts a new active segment at `base_offset`. The old one gets its index files and is synced
     /// in the background.
     pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
-        let segment = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset)?;
+        // Sealed first: after a kill, a segment that has a successor has its index files whole.
         self.seal_active_index()?;
+        let segment = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset)?;
+        // Before it has a byte: a later segment must not survive a power cut that takes this one.
+        self.sync_dir()?;
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
         let old_file = self.active.file.replace(Arc::clone(&segment.file));
         let (index, writer) =
@@ -59,7 +62,10 @@ impl Log {
         self.active.bytes = 0;
         self.active.first_timestamp = None;
         self.active.created_ms = self.clock.now_ms();
+        self.active.indexed_bytes = 0;
+        self.active.written_back = 0;
         self.sync.segment_sealed(old, old_file);
+        self.journalled.on_rolled(base_offset);
         let mut list = self.shared.segments.load().to_vec();
         list.push(Arc::clone(&self.active.segment));
         self.shared.segments.store(Arc::new(list));
@@ -78,26 +84,61 @@ impl Log {
     /// Writes what the active segment's index files lack, with the final time entry.
     pub(super) fn seal_active_index(&mut self) -> Result<()> {
         self.active.index.seal();
+        if let Some((offset_file, time_file)) = self.write_index_entries()? {
+            self.sync.index_written(self.active.segment.base_offset(), offset_file, time_file);
+        }
+        Ok(())
+    }
+
+    /// Brings the active segment's index files up to date now and then: whoever opens the directory
+    /// after a kill walks the log from the last entry on. Nothing depends on it.
+    pub(super) fn refresh_index_files(&mut self) {
+        if self.active.bytes - self.active.indexed_bytes < INDEX_REFRESH_BYTES {
+            return;
+        }
+        self.active.indexed_bytes = self.active.bytes;
+        if let Err(error) = self.write_index_entries() {
+            tracing::warn!(partition = %self.shared.name, %error, "index files not refreshed");
+        }
+    }
+
+    /// Appends new entries to both index files: first of times, so that an entry of the offset
+    /// index, from which a walk starts, never lacks those of times before it.
+    fn write_index_entries(&mut self) -> Result<Option<(FileRef, FileRef)>> {
         let segment = &self.active.segment;
-        let Some(index) = segment.loaded_index() else { return Ok(()) };
+        let Some(index) = segment.loaded_index() else { return Ok(None) };
         let (offsets_done, times_done) = self.active.entries_on_disk;
         let (offsets, times) = (index.offset_entries(), index.time_entries());
         if (offsets, times) == (offsets_done, times_done) {
-            return Ok(());
+            return Ok(None);
         }
         let write = |suffix: &str, bytes: Vec<u8>, position: usize| -> Result<FileRef> {
             let path = names::path(&self.shared.dir, segment.base_offset(), suffix);
             write_index(self.disk.as_ref(), &path, &bytes, position as u64)
         };
-        let offset_file =
-            write(names::INDEX, index.offset_file(offsets_done), offsets_done * OFFSET_ENTRY)?;
         let time_file =
             write(names::TIME_INDEX, index.time_file(times_done), times_done * TIME_ENTRY)?;
+        let offset_file =
+            write(names::INDEX, index.offset_file(offsets_done), offsets_done * OFFSET_ENTRY)?;
         self.active.entries_on_disk = (offsets, times);
-        self.sync.index_written(segment.base_offset(), offset_file, time_file);
-        Ok(())
+        Ok(Some((offset_file, time_file)))
+    }
+
+    /// The stretch of the active segment that is worth starting to write back: long enough for the
+    /// disk, early enough that a sync finds little left.
+    pub(crate) fn take_writeback(&mut self) -> Option<(FileRef, u64, u64)> {
+        let (from, to) = (self.active.written_back, self.active.bytes);
+        let length = to.checked_sub(from).filter(|length| *length >= WRITEBACK_BYTES)?;
+        self.active.written_back = to;
+        Some((Arc::clone(self.active.file.as_ref()?), from.into(), length.into()))
     }
 }
+
+/// How much of an active segment its index files may lack.
+const INDEX_REFRESH_BYTES: u32 = 8 << 20;
+
+/// Dirty bytes of a segment at which their writeback is started.
+const WRITEBACK_BYTES: u32 = 4 << 20;
 
 /// A segment just created, with its file open for writing.
 pub(crate) struct NewSegment {
@@ -156,5 +197,7 @@ pub(crate) fn first_segment(
         bytes: 0,
         first_timestamp: None,
         created_ms: now_ms,
+        indexed_bytes: 0,
+        written_back: 0,
     })
 }

@@ -17,6 +17,7 @@ use crate::offset::Offset;
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, SegmentIndex, names,
 };
+use crate::space::Space;
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,8 @@ pub(crate) struct LogShared {
     pub(crate) writable: bool,
     /// The host's latest word on who leads; appends with an older epoch are fenced.
     pub(crate) leader_epoch: AtomicI32Max,
+    /// What the disk has room for.
+    pub(crate) space: Arc<Space>,
     /// Indexes rebuilt since the open, by recovery or on first touch.
     pub(crate) indexes_rebuilt: AtomicU32,
 }
@@ -115,7 +118,8 @@ impl LogShared {
             match found {
                 Ok(Some((range, next_offset))) => {
                     budget = budget.saturating_sub(range.length.into());
-                    let whole = range.position + range.length == segment.tail().bytes;
+                    let whole = range.position + range.length == segment.tail().bytes
+                        && !segment.ends_in_damage();
                     lease.ranges.push(range);
                     lease.next_offset = next_offset;
                     if budget == 0 || !whole {
@@ -156,7 +160,8 @@ impl LogShared {
         if let Some(damage) = segment.damage_after(start) {
             end_max = end_max.min(damage.position);
         }
-        let (end, next_offset) = if end_max == u64::from(tail.bytes) && tail.end_offset <= limit {
+        let whole = end_max == u64::from(tail.bytes) && !segment.ends_in_damage();
+        let (end, next_offset) = if whole && tail.end_offset <= limit {
             (end_max, tail.end_offset)
         } else {
             self.last_whole_batch(segment, &file, start, end_max, limit)?

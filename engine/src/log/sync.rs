@@ -2,11 +2,12 @@
 //!
 //! A sync takes everything written so far: sealed segments with their index files, the active
 //! segment's bytes, the directory when names in it are new. Only when all of it has come back
-//! without error does the durable offset move. While one sync is under way the next gathers; a lone
+//! without error does the recovery point move. While one sync is under way the next gathers; a lone
 //! caller is never delayed and many share one device write.
 //!
 //! A failed sync is never tried again on the same pages: the kernel has already marked them clean
-//! (Rebello et al., USENIX ATC 2020), so a second success would say nothing. The log stops instead.
+//! (Rebello et al., USENIX ATC 2020), so a second success would say nothing. What is in memory is
+//! written to fresh files instead ([`Log::rewrite`]), or the log stops.
 
 #![forbid(unsafe_code)]
 
@@ -23,19 +24,24 @@ pub(super) struct SyncState {
     sealed: Vec<(Arc<Segment>, Option<FileRef>)>,
     /// Index files written since the last sync, with the base offset of their segment.
     index_files: Vec<(i64, FileRef)>,
-    /// A segment file was created since the last sync.
+    /// Names in the directory are newer than its last sync.
     names_changed: bool,
     running: Option<Running>,
     /// End of what the newest finished or running sync covers.
     covered: i64,
+    /// Bytes written since the newest sync began.
+    bytes: u64,
 }
 
 struct Running {
-    /// What is durable when all of it has come back.
+    /// What is synced when all of it has come back, and where that is in the active segment.
     up_to: i64,
+    active_base: i64,
+    position: u32,
     operations: usize,
     failed: bool,
     sealed: Vec<Arc<Segment>>,
+    bytes: u64,
 }
 
 /// What a finished operation brought.
@@ -43,30 +49,36 @@ struct Running {
 pub(crate) enum SyncOutcome {
     /// Others of the same sync are still under way.
     Pending,
-    /// The durable offset has moved.
-    Durable,
+    /// The recovery point has moved, over so many bytes.
+    Synced { bytes: u64 },
     /// The log takes no more appends.
-    Failed,
+    Failed { bytes: u64 },
 }
 
 impl SyncState {
-    pub(super) fn new(durable: i64) -> SyncState {
+    pub(super) fn new(synced: i64) -> SyncState {
         SyncState {
             sealed: Vec::new(),
             index_files: Vec::new(),
             names_changed: true,
             running: None,
-            covered: durable,
+            covered: synced,
+            bytes: 0,
         }
     }
 
     pub(super) fn segment_sealed(&mut self, segment: Arc<Segment>, file: Option<FileRef>) {
         self.sealed.push((segment, file));
-        self.names_changed = true;
     }
 
-    fn has_files(&self) -> bool {
-        !self.index_files.is_empty() || self.sealed.iter().any(|(_, file)| file.is_some())
+    /// A segment that was sealed before this log was opened, and is not synced.
+    pub(super) fn sealed_before(&mut self, segment: Arc<Segment>) {
+        self.bytes += u64::from(segment.tail().bytes);
+        self.sealed.push((segment, None));
+    }
+
+    pub(super) fn written(&mut self, bytes: u64) {
+        self.bytes += bytes;
     }
 
     pub(super) fn index_written(&mut self, base_offset: i64, offsets: FileRef, times: FileRef) {
@@ -78,16 +90,34 @@ impl SyncState {
         self.sealed.retain(|(sealed, _)| !Arc::ptr_eq(sealed, segment));
         self.index_files.retain(|(base_offset, _)| *base_offset != segment.base_offset());
     }
+
+    /// The log was cut: nothing at or past `offset` is covered any more.
+    pub(super) fn truncated(&mut self, offset: i64) {
+        self.covered = self.covered.min(offset);
+        self.names_changed = true;
+    }
+
+    /// Segments that a failed sync may have left off the disk, oldest first; the active one is not
+    /// among them.
+    pub(super) fn take_unsynced(&mut self, running: &mut Vec<Arc<Segment>>) {
+        running.extend(self.sealed.drain(..).map(|(segment, _)| segment));
+        self.index_files.clear();
+    }
 }
 
 impl Log {
-    /// True if sealed segments wait for their sync, which is due without anybody asking.
-    pub(crate) fn has_sealed_unsynced(&self) -> bool {
-        !self.sync.sealed.is_empty()
+    /// Bytes in segment files that no sync has covered.
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        self.sync.bytes + self.sync.running.as_ref().map_or(0, |running| running.bytes)
+    }
+
+    /// True if a sync would have something to do.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        self.shared.offsets.synced() < self.shared.offsets.log_end() || !self.sync.sealed.is_empty()
     }
 
     /// The files to sync for everything written so far. Each must be answered by one
-    /// [`Log::on_synced`]. With nothing to do there are none, and everything is durable already.
+    /// [`Log::on_synced`]. With nothing to do there are none, and everything is synced already.
     pub(crate) fn begin_sync(&mut self) -> Result<Vec<FileRef>> {
         debug_assert!(self.sync.running.is_none(), "one sync at a time");
         self.check_usable()?;
@@ -97,8 +127,15 @@ impl Log {
             true => Some(self.active_file()?),
             false => None,
         };
+        for (segment, file) in &mut self.sync.sealed {
+            if file.is_none() {
+                *file = Some(segment.file(&self.shared.open_files)?);
+            }
+        }
         let dir = &self.shared.dir;
-        let names = match self.sync.names_changed && (active.is_some() || self.sync.has_files()) {
+        let any =
+            active.is_some() || !self.sync.index_files.is_empty() || !self.sync.sealed.is_empty();
+        let names = match self.sync.names_changed && any {
             true => {
                 Some(self.disk.open(dir, OpenMode::Read).map_err(|e| Error::io("open", dir, e))?)
             }
@@ -115,11 +152,19 @@ impl Log {
         self.sync.names_changed &= names.is_none();
         files.extend(names);
         self.sync.covered = up_to;
+        let bytes = std::mem::take(&mut self.sync.bytes);
         if files.is_empty() {
-            self.shared.offsets.advance_durable(up_to);
+            self.shared.offsets.advance_synced(up_to);
         } else {
-            let operations = files.len();
-            self.sync.running = Some(Running { up_to, operations, failed: false, sealed });
+            self.sync.running = Some(Running {
+                up_to,
+                active_base: self.active.segment.base_offset(),
+                position: self.active.bytes,
+                operations: files.len(),
+                failed: false,
+                sealed,
+                bytes,
+            });
         }
         Ok(files)
     }
@@ -128,23 +173,46 @@ impl Log {
     pub(crate) fn on_synced(&mut self, result: io::Result<()>) -> SyncOutcome {
         let Some(running) = &mut self.sync.running else { return SyncOutcome::Pending };
         if let Err(error) = result {
-            tracing::error!(partition = %self.shared.name, %error, "sync failed; appends stop");
+            tracing::error!(partition = %self.shared.name, %error, "sync failed");
             running.failed = true;
         }
         running.operations -= 1;
         if running.operations > 0 {
             return SyncOutcome::Pending;
         }
-        let Some(running) = self.sync.running.take() else { return SyncOutcome::Pending };
+        let Some(mut running) = self.sync.running.take() else { return SyncOutcome::Pending };
+        let mut bytes = running.bytes;
         if running.failed {
-            self.failed = Some("sync");
-            return SyncOutcome::Failed;
+            bytes += std::mem::take(&mut self.sync.bytes);
+            self.sync.take_unsynced(&mut running.sealed);
+            if let Err(error) = self.rewrite(&running.sealed) {
+                tracing::error!(
+                    partition = %self.shared.name, %error,
+                    "what a failed sync may have dropped could not be written anew; appends stop"
+                );
+                self.failed = Some("sync");
+                return SyncOutcome::Failed { bytes };
+            }
+            running.up_to = self.shared.offsets.log_end();
+            running.position = self.active.bytes;
+            running.active_base = self.active.segment.base_offset();
+            self.sync.covered = running.up_to;
         }
-        for segment in running.sealed {
+        for segment in &running.sealed {
             segment.unpin_file(&self.shared.open_files);
         }
-        self.shared.offsets.advance_durable(running.up_to);
-        SyncOutcome::Durable
+        self.shared.offsets.advance_synced(running.up_to);
+        self.journalled.on_synced(running.up_to, self.active_position_of(&running));
+        SyncOutcome::Synced { bytes }
+    }
+
+    /// Where the end of a finished sync is in the segment that is active now.
+    fn active_position_of(&self, running: &Running) -> Option<u32> {
+        let active_base = self.active.segment.base_offset();
+        if active_base == running.active_base {
+            return Some(running.position);
+        }
+        (active_base == running.up_to).then_some(0)
     }
 
     /// True while a sync is under way.
@@ -152,7 +220,7 @@ impl Log {
         self.sync.running.is_some()
     }
 
-    /// Syncs on this thread: for a close, when nothing else is left to do.
+    /// Syncs on this thread: for a close or a truncation.
     pub(super) fn sync_now(&mut self) -> Result<()> {
         for file in self.begin_sync()? {
             self.on_synced(file.sync_data());

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Log;
+use super::{Ahead, Log};
 use crate::error::{Error, Result};
 use crate::format::{BatchHeader, stamp};
 use crate::offset::{LeaderEpoch, Offset};
@@ -61,17 +61,24 @@ struct Staged<R> {
 
 impl Log {
     /// Writes all requests in order; each gets an outcome. A request that is refused leaves no
-    /// trace, and the next one takes its offsets.
+    /// trace, and the next one takes its offsets. With `ahead` all of it goes to the journal too,
+    /// as far as that has room ([`Log::is_journalled`] tells).
     pub(crate) fn write<R>(
         &mut self,
         requests: impl IntoIterator<Item = AppendRequest<R>>,
         staging: &mut Staging,
+        mut ahead: Option<&mut dyn Ahead>,
         outcomes: &mut Vec<WriteOutcome<R>>,
     ) {
+        if let Some(ahead) = ahead.as_deref_mut() {
+            self.journal_gap(ahead);
+        }
         let next_offset = self.shared.offsets.log_end();
         let mut staged = Staged { replies: Vec::new(), next_offset };
         for request in requests {
-            if let Err(error) = self.make_room(&request.bytes, staging, &mut staged, outcomes) {
+            let room = reborrow(&mut ahead);
+            if let Err(error) = self.make_room(&request.bytes, staging, &mut staged, room, outcomes)
+            {
                 outcomes.push(WriteOutcome { reply: request.reply, result: Err(error) });
                 continue;
             }
@@ -85,7 +92,8 @@ impl Log {
                 }
             }
         }
-        self.write_staged(staging, &mut staged, outcomes);
+        self.write_staged(staging, &mut staged, ahead, outcomes);
+        self.refresh_index_files();
     }
 
     /// Empties the staging buffer if the request would overfill it or needs a new segment.
@@ -94,14 +102,20 @@ impl Log {
         bytes: &Bytes,
         staging: &mut Staging,
         staged: &mut Staged<R>,
+        ahead: Option<&mut dyn Ahead>,
         outcomes: &mut Vec<WriteOutcome<R>>,
     ) -> Result<()> {
         self.check_usable()?;
+        self.check_cut()?;
+        if !self.shared.space.admits(bytes.len() as u64) {
+            return Err(self.shared.space.error());
+        }
         let full = !staging.bytes.is_empty() && staging.bytes.len() + bytes.len() > STAGING_BYTES;
         let roll_due = self.roll_due(bytes, staging, staged.next_offset)?;
         if full || roll_due {
-            self.write_staged(staging, staged, outcomes);
+            self.write_staged(staging, staged, ahead, outcomes);
             self.check_usable()?;
+            self.check_cut()?;
         }
         if roll_due {
             // What was staged may have failed and left its offsets to us.
@@ -231,12 +245,22 @@ impl Log {
         &mut self,
         staging: &mut Staging,
         staged: &mut Staged<R>,
+        ahead: Option<&mut dyn Ahead>,
         outcomes: &mut Vec<WriteOutcome<R>>,
     ) {
         if staged.replies.is_empty() {
             return;
         }
+        let (position, log_end) = (self.active.bytes, self.shared.offsets.log_end());
+        // The journal first: its write is under way while the page cache takes the bytes.
+        let handed_over = self.is_journalled()
+            && ahead.is_some_and(|ahead| {
+                self.hand_over(ahead, position, log_end, staged.next_offset, &staging.bytes)
+            });
         let result = self.write_bytes(&staging.bytes);
+        if result.is_err() && handed_over {
+            self.undo_hand_over(position, log_end);
+        }
         match result {
             Ok(()) => {
                 self.publish(&staging.batches, staging.bytes.len(), staged.next_offset);
@@ -272,7 +296,11 @@ impl Log {
             tracing::error!(partition = %self.shared.name, %cut, "cannot cut a failed write away");
             self.failed = Some("write");
         }
-        Err(Error::io("write", self.active.segment.path(), error))
+        let error = Error::io("write", self.active.segment.path(), error);
+        if matches!(error, Error::NoSpace { .. }) {
+            self.shared.space.ran_out();
+        }
+        Err(error)
     }
 
     fn publish(&mut self, batches: &[(BatchHeader, u32)], bytes: usize, next_offset: i64) {
@@ -283,6 +311,7 @@ impl Log {
             self.active.first_timestamp.get_or_insert(first.base_timestamp);
         }
         self.active.bytes += u32::try_from(bytes).expect("a segment is under 2 GiB");
+        self.sync.written(bytes as u64);
         let segment = &self.active.segment;
         segment.set_max_timestamp(self.active.index.max_timestamp());
         segment.publish_tail(Tail { end_offset: next_offset, bytes: self.active.bytes });
@@ -290,5 +319,13 @@ impl Log {
         if self.shared.config.high_watermark == crate::config::HighWatermark::FollowsLogEnd {
             self.shared.offsets.advance_high_watermark(next_offset);
         }
+    }
+}
+
+/// Lends the journal for one call.
+fn reborrow<'a>(ahead: &'a mut Option<&mut dyn Ahead>) -> Option<&'a mut dyn Ahead> {
+    match ahead {
+        Some(ahead) => Some(&mut **ahead),
+        None => None,
     }
 }

@@ -48,7 +48,7 @@ pub struct DamagedRange {
     pub path: PathBuf,
     /// First damaged byte.
     pub position: u64,
-    /// Bytes up to the next whole batch.
+    /// Bytes up to the next whole batch; 0 if the file ends, or is missing, where they should be.
     pub length: u64,
     /// First offset that is lost.
     pub offset: Offset,
@@ -209,7 +209,14 @@ impl Segment {
         loop {
             let damage = match self.damage_at(position) {
                 Some(damage) => damage.clone(),
-                None if position >= end => return Ok(None),
+                None if position >= end => {
+                    // What should follow is not in the file at all.
+                    let lost = self.damaged.last().filter(|d| d.length == 0);
+                    return match lost.filter(|lost| offset < lost.next_offset.0) {
+                        Some(lost) => Err(lost.error()),
+                        None => Ok(None),
+                    };
+                }
                 None => match self.header(file, position, end) {
                     Ok(header) if header.last_offset() >= offset => {
                         return Ok(Some((position, header)));
@@ -288,6 +295,12 @@ impl Segment {
     /// The damage that starts at or covers `position`.
     fn damage_at(&self, position: u64) -> Option<&DamagedRange> {
         self.damaged.iter().find(|d| d.position <= position && position < d.position + d.length)
+    }
+
+    /// True if offsets behind its last byte are lost.
+    pub(crate) fn ends_in_damage(&self) -> bool {
+        let end = u64::from(self.tail().bytes);
+        self.damaged.last().is_some_and(|damage| damage.position + damage.length >= end)
     }
 
     /// The first damage at or after `position`: a lease ends before it.

@@ -9,6 +9,8 @@ pub(crate) const INDEX: &str = ".index";
 pub(crate) const TIME_INDEX: &str = ".timeindex";
 pub(crate) const SNAPSHOT: &str = ".snapshot";
 pub(crate) const TXN_INDEX: &str = ".txnindex";
+/// Ours: records from this offset to the next segment were lost. Kafka passes such files over.
+pub(crate) const LOST: &str = ".lost";
 /// Renamed, to be unlinked later.
 pub(crate) const DELETED: &str = ".deleted";
 /// Half-written by a cleaner; thrown away at open.

@@ -22,7 +22,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     config.partition =
         PartitionConfig { segment_bytes: SEGMENT_BYTES, ..PartitionConfig::default() };
     let engine = Engine::open(config)?;
-    let mut partitions = engine.topic("t");
+    let mut partitions = engine.topic("t")?;
     if partitions.is_empty() {
         partitions = engine.create_topic("t", count)?;
     }

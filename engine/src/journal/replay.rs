@@ -1,0 +1,230 @@
+//! Reading journals after a crash: which bytes of which segments they hold.
+//!
+//! Files are grouped into lanes and read in the order they were written. A lane ends at the first
+//! frame that is not whole: frames behind it may have reached the disk first, but were not
+//! acknowledged. If one of them says that the missing frame was durable, then it is not the end but
+//! damage, and what follows counts all the same.
+
+#![forbid(unsafe_code)]
+
+use super::files::session_of;
+use super::format::{Entry, EntryKind, FRAME_HEADER_BYTES, FileHeader, FrameHeader};
+use crate::error::{Error, Result};
+use crate::io::{BLOCK_BYTES, Disk, FileRef, OpenMode};
+use crate::topic::TopicPartition;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What the journals of a directory hold.
+#[derive(Default)]
+pub(crate) struct Replay {
+    /// By partition and topic id.
+    pub(crate) logs: BTreeMap<(TopicPartition, Option<Uuid>), ReplayedLog>,
+    /// All journal files, also those without a whole frame.
+    pub(crate) paths: Vec<PathBuf>,
+    /// The next session: no file is of it or of a later one.
+    pub(crate) next_session: u64,
+    /// Bytes read.
+    pub(crate) bytes: u64,
+    /// Places where a frame that was durable is not whole any more: file and first byte.
+    pub(crate) damaged: Vec<(PathBuf, u64)>,
+}
+
+impl Replay {
+    /// Journals that are there and need not be read.
+    pub(crate) fn unread(dir: &Path, names: &[String]) -> Replay {
+        let next_session =
+            names.iter().filter_map(|name| session_of(name)).max().map_or(0, |s| s + 1);
+        let paths = names.iter().map(|name| dir.join(name)).collect();
+        Replay { paths, next_session, ..Replay::default() }
+    }
+}
+
+/// What the journals hold of one partition: stretches in file order, none covering another.
+#[derive(Clone, Default)]
+pub(crate) struct ReplayedLog {
+    pub(crate) extents: Vec<Extent>,
+}
+
+/// Bytes of a segment that are in a journal file.
+#[derive(Clone)]
+pub(crate) struct Extent {
+    pub(crate) segment_base: i64,
+    /// Where they belong in the segment.
+    pub(crate) position: u32,
+    pub(crate) bytes: u32,
+    pub(crate) next_offset: i64,
+    file: FileRef,
+    at: u64,
+}
+
+impl Extent {
+    /// Reads the bytes, which were checked by the scan.
+    pub(crate) fn read(&self, into: &mut Vec<u8>) -> std::io::Result<()> {
+        into.resize(self.bytes as usize, 0);
+        self.file.read_exact_at(into, self.at)
+    }
+}
+
+impl ReplayedLog {
+    /// One past the last offset that is durable; `None` if there is none.
+    pub(crate) fn next_offset(&self) -> Option<i64> {
+        self.extents.last().map(|extent| extent.next_offset)
+    }
+
+    /// Forgets what lies at or behind a place.
+    fn cut(&mut self, segment_base: i64, position: u32) {
+        let stays =
+            |extent: &Extent| (extent.segment_base, extent.position) < (segment_base, position);
+        while self.extents.last().is_some_and(|last| !stays(last)) {
+            self.extents.pop();
+        }
+    }
+}
+
+/// One journal file that was begun.
+struct Begun {
+    header: FileHeader,
+    path: PathBuf,
+    file: FileRef,
+}
+
+/// Reads all journals of a directory.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::TooManyOpenFiles`]. Bytes that are not what was written are no error.
+pub(crate) fn scan(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Replay> {
+    let mut replay = Replay::default();
+    let mut begun = Vec::new();
+    for name in names {
+        let path = dir.join(name);
+        if let Some(session) = session_of(name) {
+            replay.next_session = replay.next_session.max(session + 1);
+        }
+        let file = disk.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e))?;
+        let mut block = vec![0; FileHeader::BYTES];
+        let read = file.read_up_to(&mut block, 0).map_err(|e| Error::io("read", &path, e))?;
+        replay.paths.push(path.clone());
+        if let Some(header) = block.get(..read).and_then(FileHeader::decode) {
+            replay.next_session = replay.next_session.max(header.session + 1);
+            begun.push(Begun { header, path, file });
+        }
+    }
+    begun.sort_by_key(|file| (file.header.session, file.header.lane, file.header.generation));
+    for lane in begun
+        .chunk_by(|a, b| (a.header.session, a.header.lane) == (b.header.session, b.header.lane))
+    {
+        read_lane(lane, &mut replay)?;
+    }
+    Ok(replay)
+}
+
+/// One whole frame, and where it is.
+struct Found {
+    sequence: u64,
+    durable_below: u64,
+    file: usize,
+    at: u64,
+    entries: Vec<(Entry, u64)>,
+}
+
+/// Takes the frames of one lane in the order of their sequence.
+fn read_lane(files: &[Begun], replay: &mut Replay) -> Result<()> {
+    let mut frames = Vec::new();
+    for (number, begun) in files.iter().enumerate() {
+        replay.bytes += read_frames(begun, number, &mut frames)?;
+    }
+    frames.sort_by_key(|frame| frame.sequence);
+    // Every frame below this one was acknowledged or could have been.
+    let durable_below = frames.iter().map(|frame| frame.durable_below).max().unwrap_or(0);
+    let mut next = frames.first().map_or(0, |frame| frame.sequence);
+    let mut place = (0, 0);
+    for frame in frames {
+        if frame.sequence > next {
+            if next >= durable_below {
+                return Ok(());
+            }
+            let path = files.get(place.0).map_or_else(PathBuf::new, |begun| begun.path.clone());
+            tracing::error!(
+                file = %path.display(), from = next, to = frame.sequence,
+                "journal frames that were durable are not whole any more"
+            );
+            replay.damaged.push((path, place.1));
+        }
+        next = frame.sequence + 1;
+        place = (frame.file, frame.at);
+        let Some(begun) = files.get(frame.file) else { continue };
+        for (entry, at) in frame.entries {
+            let log = replay.logs.entry((entry.partition, entry.topic_id)).or_default();
+            log.cut(entry.segment_base, entry.position);
+            if entry.kind == EntryKind::Append {
+                log.extents.push(Extent {
+                    segment_base: entry.segment_base,
+                    position: entry.position,
+                    bytes: entry.payload_bytes,
+                    next_offset: entry.next_offset,
+                    file: Arc::clone(&begun.file),
+                    at,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finds the whole frames of a file; gives how many bytes were read.
+fn read_frames(begun: &Begun, number: usize, frames: &mut Vec<Found>) -> Result<u64> {
+    let failed = |e| Error::io("read", &begun.path, e);
+    let length = begun.file.len().map_err(failed)?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    let read = begun.file.read_up_to(&mut bytes, 0).map_err(failed)?;
+    bytes.truncate(read);
+    let mut at = BLOCK_BYTES;
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        match whole_frame(&begun.header, rest) {
+            Some((header, entries)) => {
+                let payload_at = (at + FRAME_HEADER_BYTES) as u64;
+                let entries = entries.into_iter().map(|(e, from)| (e, payload_at + from)).collect();
+                frames.push(Found {
+                    sequence: header.sequence,
+                    durable_below: header.durable_below,
+                    file: number,
+                    at: at as u64,
+                    entries,
+                });
+                at += header.total_bytes();
+            }
+            // One that tore, or one of an earlier generation: the next may still be whole.
+            None => at += BLOCK_BYTES,
+        }
+    }
+    Ok(read as u64)
+}
+
+/// The frame at the start of `bytes`, if it is of this file's generation and every byte of it holds.
+fn whole_frame(file: &FileHeader, bytes: &[u8]) -> Option<(FrameHeader, Vec<(Entry, u64)>)> {
+    let header = FrameHeader::decode(bytes)?;
+    if (header.session, header.generation) != (file.session, file.generation) {
+        return None;
+    }
+    let table_at = FRAME_HEADER_BYTES.checked_add(header.payload_bytes as usize)?;
+    let mut table = bytes.get(table_at..table_at.checked_add(header.table_bytes as usize)?)?;
+    if !FrameHeader::holds(bytes, table) {
+        return None;
+    }
+    let payload = bytes.get(FRAME_HEADER_BYTES..table_at)?;
+    let mut entries = Vec::with_capacity(header.entries as usize);
+    let mut from = 0;
+    while !table.is_empty() {
+        let (entry, rest) = Entry::decode(table)?;
+        let to = from + entry.payload_bytes as usize;
+        if !entry.covers(payload.get(from..to)?) {
+            return None;
+        }
+        entries.push((entry, from as u64));
+        (table, from) = (rest, to);
+    }
+    Some((header, entries))
+}

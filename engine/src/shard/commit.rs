@@ -1,0 +1,301 @@
+//! Making things durable: frames of the journal, syncs of segments, and who waits for them.
+
+#![forbid(unsafe_code)]
+
+use super::tick::Shard;
+use super::{Answers, AppendInfo, AppendReply, Mark, Promise, Reply, Slot, closed};
+use crate::error::{Error, Result};
+use crate::io::{Done, Lane, Op};
+use crate::journal::{self, Availability, Journal, Stretch};
+use crate::log::{Ahead, AppendRequest, Log, SyncOutcome};
+use crate::offset::Offset;
+
+/// Marks the token of a frame; the rest is its sequence. Other tokens are partitions.
+const FRAME_TOKEN: u64 = 1 << 63;
+/// The token of writebacks, whose results say nothing.
+pub(super) const WRITEBACK_TOKEN: u64 = 1 << 62;
+
+/// A partition and who waits on it.
+pub(super) struct Owned {
+    pub(super) log: Box<Log>,
+    pub(super) queue: Vec<AppendRequest<AppendReply>>,
+    pub(super) waiters: Vec<Waiter>,
+}
+
+/// Somebody who waits for an offset.
+pub(super) struct Waiter {
+    pub(super) up_to: i64,
+    pub(super) kind: WaiterKind,
+}
+
+pub(super) enum WaiterKind {
+    Append(Reply, AppendInfo),
+    Flush(Promise<Offset>),
+    /// Waits for what others bring about.
+    Watch(Mark, Promise<Offset>),
+}
+
+/// Where a partition's write hands its bytes to the journal.
+pub(super) struct Sink<'a> {
+    journal: &'a mut Journal,
+    lane: &'a mut dyn Lane,
+    done: &'a mut Vec<Done>,
+    owner: Slot,
+    /// Nothing more comes in this tick: the frame goes off with what it has.
+    pub(super) at_once: bool,
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(
+        journal: &'a mut Journal,
+        lane: &'a mut dyn Lane,
+        done: &'a mut Vec<Done>,
+        owner: Slot,
+    ) -> Sink<'a> {
+        Sink { journal, lane, done, owner, at_once: false }
+    }
+
+    fn submit(&mut self) {
+        self.journal.submit(self.lane, |sequence| FRAME_TOKEN | sequence);
+    }
+}
+
+impl Ahead for Sink<'_> {
+    fn take(&mut self, stretch: &Stretch<'_>, bytes: &[u8]) -> bool {
+        let mut taken = self.journal.add(self.owner, stretch, bytes);
+        if !taken && self.journal.has_open_frame() {
+            self.submit();
+            taken = self.journal.add(self.owner, stretch, bytes);
+        }
+        if taken && self.at_once {
+            self.submit();
+            // Reaping hands it to the kernel; what else has finished is looked at after the write.
+            self.lane.reap(self.done);
+        }
+        taken
+    }
+}
+
+impl Owned {
+    /// True if somebody waits for more than the journal has or will have when its frames complete.
+    fn wants_sync(&self) -> bool {
+        self.waiters.iter().any(|waiter| match waiter.kind {
+            WaiterKind::Append(..) | WaiterKind::Flush(_) => {
+                waiter.up_to > self.log.journalled_offset()
+            }
+            WaiterKind::Watch(..) => false,
+        })
+    }
+}
+
+impl Shard {
+    /// Sends the open frame off.
+    pub(super) fn submit_frame(&mut self) {
+        if self.journal.has_open_frame() {
+            self.journal.submit(self.lane.as_mut(), |sequence| FRAME_TOKEN | sequence);
+        }
+    }
+
+    /// Hands the files of partitions that somebody waits on to the lane.
+    pub(super) fn start_syncs(&mut self) {
+        for slot in std::mem::take(&mut self.sync_due) {
+            let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
+            answer_waiters(owned, &mut self.answers);
+            // A running one may not cover what came since; its end starts the next.
+            if !owned.log.is_syncing() && owned.wants_sync() {
+                self.start_sync(slot);
+            }
+        }
+    }
+
+    /// Starts a sync of everything a partition has written.
+    pub(super) fn start_sync(&mut self, slot: Slot) {
+        let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
+        match owned.log.begin_sync() {
+            Ok(files) => {
+                self.checkpoints.sync_started(!files.is_empty());
+                for file in files {
+                    self.lane.submit(Op::SyncData(file), slot as u64);
+                }
+            }
+            // Nothing was forgotten: it is tried again when somebody asks, or writes.
+            Err(error) => fail_waiters(owned, &error, &mut self.answers),
+        }
+        answer_waiters(owned, &mut self.answers);
+    }
+
+    /// Takes what has finished; true if there was anything.
+    pub(super) fn reap(&mut self) -> bool {
+        let mut done = std::mem::take(&mut self.done);
+        self.lane.reap(&mut done);
+        let any = !done.is_empty();
+        for Done { token, result, buffer } in done.drain(..) {
+            if token & FRAME_TOKEN != 0 {
+                let mut marks = std::mem::take(&mut self.marks);
+                let sequence = token & !FRAME_TOKEN;
+                let written = self.journal.on_written(sequence, result, buffer, &mut marks);
+                for (slot, mark) in marks.drain(..) {
+                    self.on_mark(slot, mark);
+                }
+                self.marks = marks;
+                if let Err(error) = written {
+                    self.on_journal_lost(&error);
+                }
+            } else if token != WRITEBACK_TOKEN {
+                self.on_synced(usize::try_from(token).unwrap_or(usize::MAX), result);
+            }
+        }
+        self.done = done;
+        if any {
+            self.start_syncs();
+        }
+        any
+    }
+
+    fn on_mark(&mut self, slot: Slot, mark: journal::Mark) {
+        let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
+        match mark {
+            journal::Mark::Durable(up_to) => {
+                owned.log.on_journalled(up_to);
+                answer_waiters(owned, &mut self.answers);
+            }
+            journal::Mark::Cut => owned.log.on_cut(),
+        }
+    }
+
+    /// From here on segments are synced instead: another way to the disk, whose results are its own.
+    fn on_journal_lost(&mut self, error: &std::io::Error) {
+        tracing::error!(%error, "the journal failed; durable appends sync their segments from now on");
+        for (slot, owned) in self.logs.iter_mut().enumerate() {
+            let Some(owned) = owned else { continue };
+            owned.log.on_journal_lost();
+            self.sync_due.push(slot);
+        }
+    }
+
+    fn on_synced(&mut self, slot: Slot, result: std::io::Result<()>) {
+        let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
+        match owned.log.on_synced(result) {
+            SyncOutcome::Pending => return,
+            SyncOutcome::Synced { bytes } => {
+                self.checkpoints.sync_ended(bytes);
+                answer_waiters(owned, &mut self.answers);
+            }
+            SyncOutcome::Failed { bytes } => {
+                self.checkpoints.sync_ended(bytes);
+                if let Err(error) = owned.log.check_usable() {
+                    fail_waiters(owned, &error, &mut self.answers);
+                }
+            }
+        }
+        if !owned.waiters.is_empty() {
+            self.sync_due.push(slot);
+        }
+    }
+
+    /// Tells the journal of appends that failed after it had them.
+    pub(super) fn journal_cuts(&mut self) {
+        if self.cut_due.is_empty() {
+            return;
+        }
+        for slot in std::mem::take(&mut self.cut_due) {
+            let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
+            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
+            match sink.journal.availability() {
+                Availability::Ready if owned.log.journal_cut(&mut sink) => {}
+                Availability::Ready | Availability::Busy => self.cut_due.push(slot),
+                Availability::Off => owned.log.on_journal_lost(),
+            }
+        }
+        self.submit_frame();
+    }
+
+    /// Cuts a log at its end; see `log/truncate.rs` for the order.
+    pub(super) fn truncate(&mut self, slot: Slot, to: i64) -> Result<i64> {
+        self.write_dirty(true);
+        self.settle(slot);
+        if self.journal.has_files() && self.journal.availability() == Availability::Off {
+            return Err(Error::Config {
+                key: "truncate",
+                reason: "the journal failed and cannot note it; reopen the engine".into(),
+            });
+        }
+        let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
+            return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
+        };
+        (self.store_recovery_points)()?;
+        if self.journal.has_files() {
+            self.journal_truncation(slot, &cut)?;
+        }
+        self.with_log(slot, |log| {
+            log.finish_truncate(&cut)?;
+            Ok(log.shared.offsets.log_end())
+        })
+    }
+
+    /// Waits until the cut is on disk.
+    fn journal_truncation(&mut self, slot: Slot, cut: &crate::log::CutPoint) -> Result<()> {
+        loop {
+            let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else {
+                return Err(closed());
+            };
+            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
+            match sink.journal.availability() {
+                Availability::Ready if owned.log.journal_truncate(cut, &mut sink) => break,
+                Availability::Off => return Err(journal_failed(&owned.log)),
+                Availability::Ready | Availability::Busy => {}
+            }
+            self.submit_frame();
+            self.checkpoint(true);
+            if !self.reap() {
+                self.lane
+                    .wait(Some(std::time::Duration::from_millis(10)))
+                    .map_err(|e| Error::io("wait for", "the journal", e))?;
+            }
+        }
+        self.settle(slot);
+        let lost = self.journal.availability() == Availability::Off;
+        let owned = self.logs.get(slot).and_then(Option::as_ref).ok_or_else(closed)?;
+        if lost { Err(journal_failed(&owned.log)) } else { Ok(()) }
+    }
+}
+
+fn journal_failed(log: &Log) -> Error {
+    Error::PartitionFailed {
+        partition: log.shared.name.to_string(),
+        op: "write to the journal",
+        durable: Offset(log.shared.offsets.durable()),
+    }
+}
+
+/// Answers everybody whose offset is reached.
+pub(super) fn answer_waiters(owned: &mut Owned, answers: &mut Answers) {
+    let offsets = owned.log.shared.offsets.snapshot();
+    let reached = |waiter: &Waiter| match waiter.kind {
+        WaiterKind::Watch(Mark::Written, _) => waiter.up_to <= offsets.log_end,
+        _ => waiter.up_to <= offsets.durable,
+    };
+    for waiter in owned.waiters.extract_if(.., |waiter| reached(waiter)) {
+        match waiter.kind {
+            WaiterKind::Append(reply, info) => answers.add(reply, Ok(info)),
+            WaiterKind::Flush(promise) | WaiterKind::Watch(Mark::Durable, promise) => {
+                promise.answer(Ok(Offset(offsets.durable)));
+            }
+            WaiterKind::Watch(Mark::Written, promise) => {
+                promise.answer(Ok(Offset(offsets.log_end)));
+            }
+        }
+    }
+}
+
+/// Tells everybody who waits that it will not come.
+pub(super) fn fail_waiters(owned: &mut Owned, error: &Error, answers: &mut Answers) {
+    for waiter in owned.waiters.drain(..) {
+        match waiter.kind {
+            WaiterKind::Append(reply, _) => answers.add(reply, Err(error.repeat())),
+            WaiterKind::Flush(promise) | WaiterKind::Watch(_, promise) => {
+                promise.answer(Err(error.repeat()));
+            }
+        }
+    }
+}
