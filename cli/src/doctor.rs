@@ -4,7 +4,7 @@
 
 use crate::Global;
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, bytes_human};
 use clap::Args;
 use loglane::inspect;
 use loglane::io::{BackendChoice, Finding, Verdict, open, probe};
@@ -79,5 +79,17 @@ fn state(dir: &Path) -> Vec<Finding> {
         },
     };
     let count = found.partitions.len().to_string();
-    vec![writer, clean, finding("partitions", count, "Nothing to do.")]
+    let replay = format!(
+        "{} at most: {} of journals, {} of segments",
+        bytes_human(found.replay_bytes()),
+        bytes_human(found.journal_bytes),
+        bytes_human(found.unsynced_bytes)
+    );
+    let advice = "What a restart reads after a power cut; replay_bytes_max bounds it.";
+    vec![
+        writer,
+        clean,
+        finding("partitions", count, "Nothing to do."),
+        finding("replay", replay, advice),
+    ]
 }

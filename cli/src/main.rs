@@ -13,6 +13,7 @@ mod output;
 mod partitioner;
 mod produce;
 mod progress;
+mod recover;
 mod stop;
 mod topics;
 mod verify;
@@ -76,6 +77,9 @@ enum Command {
     /// Check every byte of a data directory; changes nothing
     #[command(after_help = EXIT_CODES)]
     Verify(verify::Verify),
+    /// Make a directory that was killed a plain Kafka directory again
+    #[command(after_help = EXIT_CODES)]
+    Recover(recover::Recover),
     /// Look at machine, file system and directory, and say what could be better
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::Doctor),
@@ -105,6 +109,7 @@ fn main() -> ExitCode {
         Command::Consume(command) => command.run(global, &mut out),
         Command::Dump(command) => command.run(global, &mut out),
         Command::Verify(command) => command.run(global, &mut out),
+        Command::Recover(command) => command.run(global, &mut out),
         Command::Doctor(command) => command.run(global, &mut out),
         Command::Bench(command) => command.run(global, &mut out),
     };

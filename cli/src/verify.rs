@@ -84,7 +84,8 @@ impl Target {
     }
 }
 
-fn log_bytes(dir: &Path) -> u64 {
+/// Bytes of the `.log` files of one partition.
+pub(crate) fn log_bytes(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let logs = files.filter(|f| f.file_name().to_string_lossy().ends_with(".log"));
     logs.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()

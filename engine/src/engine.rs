@@ -13,7 +13,7 @@ use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_p
 use crate::registry::{Entry, Registry};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
-use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, Shard, ShardHandle};
+use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, ShardHandle};
 use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
@@ -48,7 +48,13 @@ pub struct EngineStat {
 pub struct Engine {
     core: Arc<Core>,
     keeper_thread: Mutex<Option<JoinHandle<()>>>,
-    lock: Mutex<Option<DirLock>>,
+    /// `None` once it is closed.
+    open: Mutex<Option<Open>>,
+}
+
+/// Held while an engine is open.
+struct Open {
+    _lock: Option<DirLock>,
 }
 
 /// What the engine shares with its housekeeper.
@@ -74,7 +80,7 @@ pub(crate) struct Core {
 pub(crate) enum Threads {
     /// Threads of the engine's own.
     Own,
-    /// The caller, who gets the shards.
+    /// Callers, while they wait; between calls nothing happens.
     Caller,
 }
 
@@ -97,8 +103,7 @@ impl Engine {
         let lock = DirLock::acquire(&config.dir.join(LOCK_FILE))?;
         let disk = io::open(&config.dir, config.backend)
             .map_err(|e| Error::io("set up the backend for", &config.dir, e))?;
-        let (engine, _) = Engine::open_on(config, disk, Some(lock), Threads::Own)?;
-        Ok(engine)
+        Engine::open_on(config, disk, Some(lock), Threads::Own)
     }
 
     /// Opens a directory that exists, on this disk.
@@ -107,7 +112,7 @@ impl Engine {
         disk: Arc<dyn Disk>,
         lock: Option<DirLock>,
         threads: Threads,
-    ) -> Result<(Engine, Vec<Shard>)> {
+    ) -> Result<Engine> {
         let dir = config.dir.clone();
         let broker_epoch = checkpoint::read_clean_shutdown(disk.as_ref(), &dir)?;
         let names = list(disk.as_ref(), &dir)?;
@@ -154,7 +159,7 @@ impl Engine {
         let unsynced_bytes = Arc::new(AtomicU64::new(0));
         let shards =
             Shards { config: &config, disk: &disk, number, unsynced_bytes: &unsynced_bytes };
-        let (shards, loops) = shards.make(&keeper, &registry, threads)?;
+        let shards = shards.make(&keeper, &registry, threads)?;
         let core = Core {
             config,
             disk,
@@ -173,13 +178,13 @@ impl Engine {
         let engine = Engine {
             core: Arc::new(core),
             keeper_thread: Mutex::new(None),
-            lock: Mutex::new(lock),
+            open: Mutex::new(Some(Open { _lock: lock })),
         };
         if threads == Threads::Own {
             engine.start_keeper()?;
         }
         engine.core.drop_journals_if_settled()?;
-        Ok((engine, loops))
+        Ok(engine)
     }
 
     /// The data directory.
@@ -343,7 +348,7 @@ impl Engine {
     /// As [`Engine::close`].
     pub fn shut_down(&self) -> Result<()> {
         // Gone after the first call, so that dropping a closed engine does nothing.
-        let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Ok(());
         };
         let core = &self.core;
@@ -365,15 +370,29 @@ impl Engine {
         }
         result = result.and_then(|()| self.checkpoint());
         result = result.and_then(|()| core.leave_plain());
-        drop(lock);
+        drop(open);
         result
     }
 
-    /// One round of housekeeping; true if more is to be done at once. For callers who run the shards.
+    /// One round of housekeeping, for callers who run the shards; true if more is to be recovered.
     #[cfg(test)]
     pub(crate) fn keep(&self) -> Result<bool> {
         self.core.keeper.round(&self.core.registry);
         self.core.recover_next()
+    }
+
+    /// Forgets the directory as a process that dies does.
+    #[cfg(test)]
+    pub(crate) fn abandon(self) {
+        *self.open.lock().unwrap() = None;
+    }
+
+    /// One turn of every shard, for callers who run them.
+    #[cfg(test)]
+    pub(crate) fn poll(&self) {
+        for shard in &self.core.shards {
+            shard.drive(Duration::from_millis(1));
+        }
     }
 
     fn start_keeper(&self) -> Result<()> {
@@ -567,15 +586,15 @@ impl Shards<'_> {
         keeper: &Arc<Keeper>,
         registry: &Arc<Registry>,
         threads: Threads,
-    ) -> Result<(Vec<Arc<ShardHandle>>, Vec<Shard>)> {
-        let (mut handles, mut loops) = (Vec::new(), Vec::new());
+    ) -> Result<Vec<Arc<ShardHandle>>> {
+        let mut handles = Vec::new();
         for number in 0..u32::try_from(self.config.shards).unwrap_or(u32::MAX) {
             let dir = &self.config.dir;
             let lane = self.disk.lane().map_err(|e| Error::io("set up a lane for", dir, e))?;
             let retired_to = Arc::clone(keeper);
             let retired: RetiredSink = Arc::new(move |segments| retired_to.retire(segments));
             let (points_to, points_of) = (Arc::clone(keeper), Arc::clone(registry));
-            let (shard, handle) = shard::build(Setup {
+            let handle = shard::build(Setup {
                 number,
                 lane,
                 clock: Arc::clone(&self.config.clock),
@@ -589,14 +608,13 @@ impl Shards<'_> {
                 make_journal: self.journal_maker(threads),
                 store_recovery_points: Arc::new(move || points_to.write_checkpoints(&points_of)),
             });
-            match threads {
-                Threads::Own => shard::spawn(number, shard, &handle)
-                    .map_err(|e| Error::io("start a thread for", dir, e))?,
-                Threads::Caller => loops.push(shard),
+            if threads == Threads::Own {
+                shard::spawn(number, &handle)
+                    .map_err(|e| Error::io("start a thread for", dir, e))?;
             }
             handles.push(Arc::new(handle));
         }
-        Ok((handles, loops))
+        Ok(handles)
     }
 
     /// Writing journal files from end to end takes a while: durable appends sync their segments

@@ -64,6 +64,7 @@ mod keeper;
 mod log;
 mod offset;
 mod partition;
+mod planted;
 mod recovery;
 mod registry;
 mod segment;

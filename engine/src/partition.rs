@@ -163,6 +163,14 @@ impl Partition {
         self.ask(Message::Flush)
     }
 
+    /// Starts a flush; the durable offset comes through the [`Pending`].
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; through the [`Pending`], as [`Partition::flush`].
+    pub fn start_flush(&self) -> Result<Pending<Offset>> {
+        self.start(Message::Flush)
+    }
+
     /// Finds the bytes from `offset` on, as a lease. An offset at the end gives an empty lease.
     ///
     /// # Errors
@@ -275,10 +283,7 @@ impl Partition {
     /// # Errors
     /// [`Error::Closed`]; through the [`Pending`], also [`Error::PartitionFailed`].
     pub fn watch(&self, mark: Mark, offset: Offset) -> Result<Pending<Offset>> {
-        self.check_open()?;
-        let (promise, pending) = pending();
-        self.inner.shard.send(Message::Wait(self.inner.slot, mark, offset, promise));
-        Ok(pending)
+        self.start(|slot, promise| Message::Wait(slot, mark, offset, promise))
     }
 
     /// Starts a new segment now, unless the active one is empty. Returns the active base offset.
@@ -336,11 +341,16 @@ impl Partition {
         &self.inner.shared
     }
 
-    fn ask<T>(&self, message: impl FnOnce(Slot, Promise<T>) -> Message) -> Result<T> {
+    fn start<T>(&self, message: impl FnOnce(Slot, Promise<T>) -> Message) -> Result<Pending<T>> {
         self.check_open()?;
         let (promise, pending) = pending();
         self.inner.shard.send(message(self.inner.slot, promise));
-        pending.wait()
+        Ok(pending)
+    }
+
+    fn ask<T>(&self, message: impl FnOnce(Slot, Promise<T>) -> Message) -> Result<T> {
+        let pending = self.start(message)?;
+        self.inner.shard.wait(pending)
     }
 
     fn check_open(&self) -> Result<()> {
@@ -362,7 +372,7 @@ impl Partition {
         let mut reply = Reply::One(promise);
         loop {
             match self.enqueue(bytes.clone(), origin, durability, reply) {
-                Ok(()) => return pending.wait(),
+                Ok(()) => return self.inner.shard.wait(pending),
                 Err(back) => reply = back,
             }
             self.check_open()?;

@@ -18,6 +18,7 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault};
 use crate::io::{self, BackendChoice, Disk, EntryKind, FileRef, OpenMode};
+use crate::journal;
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::{Scanned, Scanner, names};
 use crate::topic::TopicPartition;
@@ -285,6 +286,19 @@ pub struct Directory {
     pub partitions: Vec<(TopicPartition, PathBuf)>,
     /// Its checkpoint files.
     pub checkpoints: Vec<PathBuf>,
+    /// What an open after a power cut would read of journals, at most.
+    pub journal_bytes: u64,
+    /// What it would read of segments: what is past the recovery points, to whole segments.
+    pub unsynced_bytes: u64,
+}
+
+impl Directory {
+    /// What the next open has to read before everything can be appended to, at most; an open after
+    /// the process alone died reads little of it.
+    #[must_use]
+    pub fn replay_bytes(&self) -> u64 {
+        if self.is_clean { 0 } else { self.journal_bytes + self.unsynced_bytes }
+    }
 }
 
 /// Looks at a data directory without opening its partitions.
@@ -298,7 +312,7 @@ pub fn directory(dir: &Path) -> Result<Directory> {
     let disk = disk_of(&dir.join("x"))?;
     let writer_is_live = io::DirLock::is_held(&dir.join(crate::engine::LOCK_FILE)).unwrap_or(false);
     let is_clean = checkpoint::read_clean_shutdown(disk.as_ref(), dir)?.is_some();
-    let (mut partitions, mut checkpoints) = (Vec::new(), Vec::new());
+    let (mut partitions, mut checkpoints, mut journal_bytes) = (Vec::new(), Vec::new(), 0);
     for entry in disk.list(dir).map_err(|e| Error::io("list", dir, e))? {
         let path = dir.join(&entry.name);
         match entry.kind {
@@ -307,10 +321,41 @@ pub fn directory(dir: &Path) -> Result<Directory> {
                 partitions.extend(name.map(|name| (name, path)));
             }
             EntryKind::File if entry.name.ends_with("-offset-checkpoint") => checkpoints.push(path),
+            EntryKind::File if journal::is_journal_name(&entry.name) => {
+                journal_bytes += disk.stat(&path).map_or(0, |stat| stat.len);
+            }
             _ => {}
         }
     }
     partitions.sort();
     checkpoints.sort();
-    Ok(Directory { writer_is_live, is_clean, partitions, checkpoints })
+    let points = checkpoint::read_offsets(disk.as_ref(), &dir.join(checkpoint::RECOVERY_POINTS));
+    let points = points.unwrap_or_default();
+    let unsynced_bytes = partitions
+        .iter()
+        .map(|(name, dir)| bytes_past(disk.as_ref(), dir, points.get(name).copied().unwrap_or(0)))
+        .sum();
+    Ok(Directory {
+        writer_is_live,
+        is_clean,
+        partitions,
+        checkpoints,
+        journal_bytes,
+        unsynced_bytes,
+    })
+}
+
+/// Bytes of the segments that end above an offset. What cannot be read now counts as nothing: this
+/// is an estimate.
+fn bytes_past(disk: &dyn Disk, dir: &Path, offset: i64) -> u64 {
+    let entries = disk.list(dir).unwrap_or_default();
+    let mut bases: Vec<i64> =
+        entries.iter().filter_map(|entry| names::base_offset(&entry.name, names::LOG)).collect();
+    bases.sort_unstable();
+    let first = bases.partition_point(|base| *base <= offset).saturating_sub(1);
+    let past = bases.get(first..).unwrap_or_default();
+    past.iter()
+        .filter_map(|base| disk.stat(&names::path(dir, *base, names::LOG)).ok())
+        .map(|stat| stat.len)
+        .sum()
 }

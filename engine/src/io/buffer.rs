@@ -99,6 +99,11 @@ impl Buffer {
         self.as_mut_slice().get_mut(from..).unwrap_or_default().fill(0);
     }
 
+    /// Where all of its memory is, for a kernel that pins it.
+    pub(super) fn memory(&mut self) -> libc::iovec {
+        libc::iovec { iov_base: self.memory.as_ptr().cast(), iov_len: self.capacity }
+    }
+
     /// Its number among the buffers its lane has registered.
     pub(super) fn registered(&self) -> Option<u16> {
         self.registered

@@ -101,7 +101,7 @@ impl Log {
             // A crash left them unsynced; the active one is synced with them in any case.
             let segments = shared.segments.load();
             for pair in segments.windows(2).filter(|pair| !ends_at_or_below(pair, synced)) {
-                sync.sealed_before(Arc::clone(&pair[0]));
+                sync.sealed_before(Arc::clone(pair.first().expect("windows are of two")));
             }
             sync.written(active.bytes.into());
         }

@@ -14,6 +14,7 @@
 use super::Log;
 use crate::error::{Error, Result};
 use crate::io::{FileRef, OpenMode};
+use crate::planted::{Bug, planted};
 use crate::segment::Segment;
 use std::io;
 use std::sync::Arc;
@@ -182,6 +183,10 @@ impl Log {
         }
         let Some(mut running) = self.sync.running.take() else { return SyncOutcome::Pending };
         let mut bytes = running.bytes;
+        if running.failed && planted(Bug::SyncAgain) {
+            let again = self.active.file.as_ref().map(|file| file.sync_data());
+            running.failed = again.is_some_and(|result| result.is_err());
+        }
         if running.failed {
             bytes += std::mem::take(&mut self.sync.bytes);
             self.sync.take_unsynced(&mut running.sealed);

@@ -3,9 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+use super::spin::spin_until;
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ pub struct Completion {
 pub struct CompletionQueue {
     state: Mutex<QueueState>,
     ready: Condvar,
+    /// True while there is something to drain; for looking without the lock.
+    filled: AtomicBool,
     /// Readable while there is something to drain, for hosts that wait on descriptors.
     waker: Waker,
 }
@@ -66,7 +70,8 @@ impl CompletionQueue {
     /// [`Error::TooManyOpenFiles`] or [`Error::Io`] if there is no descriptor for its eventfd.
     pub fn new() -> Result<Arc<CompletionQueue>> {
         let waker = Waker::new().map_err(|e| Error::io("create", "an eventfd", e))?;
-        Ok(Arc::new(CompletionQueue { state: Mutex::default(), ready: Condvar::new(), waker }))
+        let (state, ready, filled) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Ok(Arc::new(CompletionQueue { state, ready, filled, waker }))
     }
 
     /// Moves all answers to the end of `into`; returns how many.
@@ -77,11 +82,16 @@ impl CompletionQueue {
         }
         let count = state.done.len();
         into.append(&mut state.done);
+        self.filled.store(false, Ordering::Relaxed);
         count
     }
 
-    /// As [`CompletionQueue::drain`], sleeping until there is something or the time is over.
+    /// As [`CompletionQueue::drain`], waiting until there is something or the time is over: looking
+    /// for some microseconds if there is a core to spare, then sleeping.
     pub fn wait(&self, into: &mut Vec<Completion>, timeout: Duration) -> usize {
+        if !timeout.is_zero() {
+            spin_until(|| self.filled.load(Ordering::Relaxed));
+        }
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.done.is_empty() {
@@ -113,6 +123,7 @@ impl CompletionQueue {
     pub(crate) fn push_all(&self, completions: &mut Vec<Completion>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.done.append(completions);
+        self.filled.store(!state.done.is_empty(), Ordering::Relaxed);
         if state.polled {
             self.waker.wake();
         }
@@ -134,6 +145,8 @@ pub struct Pending<T> {
 struct Cell<T> {
     value: Mutex<Option<Result<T>>>,
     ready: Condvar,
+    /// True when the value is there; for looking without the lock.
+    is_set: AtomicBool,
 }
 
 /// The other end of a [`Pending`]. Dropped without an answer, it answers that the engine is closed.
@@ -143,7 +156,8 @@ pub(crate) struct Promise<T> {
 }
 
 pub(crate) fn pending<T>() -> (Promise<T>, Pending<T>) {
-    let cell = Arc::new(Cell { value: Mutex::new(None), ready: Condvar::new() });
+    let (value, is_set) = (Mutex::new(None), AtomicBool::new(false));
+    let cell = Arc::new(Cell { value, ready: Condvar::new(), is_set });
     (Promise { cell: Arc::clone(&cell) }, Pending { cell })
 }
 
@@ -165,6 +179,7 @@ impl<T> Cell<T> {
         let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         if value.is_none() {
             *value = Some(answer);
+            self.is_set.store(true, Ordering::Relaxed);
             drop(value);
             self.ready.notify_all();
         }
@@ -172,11 +187,13 @@ impl<T> Cell<T> {
 }
 
 impl<T> Pending<T> {
-    /// Sleeps until the answer is there.
+    /// Waits until the answer is there: looking for some microseconds if there is a core to spare,
+    /// then sleeping.
     ///
     /// # Errors
     /// Whatever the operation met.
     pub fn wait(self) -> Result<T> {
+        spin_until(|| self.cell.is_set.load(Ordering::Relaxed));
         let mut value = self.cell.value.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(answer) = value.take() {
@@ -184,6 +201,12 @@ impl<T> Pending<T> {
             }
             value = self.cell.ready.wait(value).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// True if the answer is there.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.cell.is_set.load(Ordering::Acquire)
     }
 
     /// Sleeps at most `timeout`; on [`Error::Timeout`] the operation goes on, its answer is lost.

@@ -20,6 +20,7 @@ mod checkpoint;
 mod commit;
 mod completion;
 mod mailbox;
+mod spin;
 mod tick;
 
 pub(crate) use completion::{Answers, Promise, Reply, pending};
@@ -35,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-pub(crate) use tick::Shard;
+use tick::Shard;
 
 /// A partition's place in its shard.
 pub(crate) type Slot = usize;
@@ -84,9 +85,28 @@ pub(crate) struct ShardHandle {
     inflight_bytes_max: u64,
     gauges: Arc<Gauges>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The shard itself, if callers run it.
+    driven: Mutex<Option<Shard>>,
 }
 
 impl ShardHandle {
+    /// Runs one turn of a shard without a thread of its own; without work it waits for its lane, at
+    /// most `time`. False if there is nothing to run.
+    pub(crate) fn drive(&self, time: Duration) -> bool {
+        let mut driven = self.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shard) = driven.as_mut() else { return false };
+        if !shard.tick() {
+            shard.sleep(time);
+        }
+        true
+    }
+
+    /// Waits for an answer of this shard.
+    pub(crate) fn wait<T>(&self, pending: Pending<T>) -> Result<T> {
+        while !pending.is_ready() && self.drive(DRIVE_WAIT) {}
+        pending.wait()
+    }
+
     /// Queues a message; waits for room, which the shard always makes.
     pub(crate) fn send(&self, mut message: Message) {
         loop {
@@ -208,8 +228,11 @@ pub(crate) struct Setup {
     pub(crate) store_recovery_points: StoreRecoveryPoints,
 }
 
-/// Makes a shard that nobody runs yet.
-pub(crate) fn build(setup: Setup) -> (Shard, ShardHandle) {
+/// How long a caller who runs a shard lets it wait for its lane.
+const DRIVE_WAIT: Duration = Duration::from_millis(1);
+
+/// Makes a shard that its callers run ([`ShardHandle::drive`]).
+pub(crate) fn build(setup: Setup) -> ShardHandle {
     let (sender, receiver) = mailbox(setup.mailbox_requests_max);
     let waker = setup.lane.waker();
     let inflight_bytes = Arc::new(AtomicU64::new(0));
@@ -221,13 +244,18 @@ pub(crate) fn build(setup: Setup) -> (Shard, ShardHandle) {
         inflight_bytes_max: setup.inflight_bytes_max,
         gauges: Arc::clone(&gauges),
         thread: Mutex::new(None),
+        driven: Mutex::new(None),
     };
     let journal = Journal::new(setup.number, setup.session);
-    (Shard::new(setup, receiver, inflight_bytes, gauges, journal), handle)
+    let shard = Shard::new(setup, receiver, inflight_bytes, gauges, journal);
+    *handle.driven.lock().unwrap_or_else(PoisonError::into_inner) = Some(shard);
+    handle
 }
 
-/// Starts the thread of a shard.
-pub(crate) fn spawn(number: u32, shard: Shard, handle: &ShardHandle) -> std::io::Result<()> {
+/// Gives a shard a thread of its own.
+pub(crate) fn spawn(number: u32, handle: &ShardHandle) -> std::io::Result<()> {
+    let shard = handle.driven.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(shard) = shard else { return Ok(()) };
     let thread =
         std::thread::Builder::new().name(format!("loglane-{number}")).spawn(move || shard.run())?;
     *handle.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);

@@ -14,6 +14,7 @@ use crate::io::{Clock, Done, Lane, Op};
 use crate::journal::{Availability, Journal};
 use crate::log::{Ahead, AppendRequest, Log, Staging, WriteOutcome};
 use crate::offset::{LeaderEpoch, Offset};
+use crate::planted::{Bug, planted};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -348,7 +349,7 @@ impl Shard {
                 durability,
             });
             match info {
-                Ok(info) if durability == Durability::Durable => {
+                Ok(info) if durability == Durability::Durable && !planted(Bug::AckBeforeSync) => {
                     waits = true;
                     let up_to = info.last_offset.0 + 1;
                     owned.waiters.push(Waiter { up_to, kind: WaiterKind::Append(reply, info) });

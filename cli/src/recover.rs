@@ -1,0 +1,92 @@
+//! `loglane recover`: makes a directory that was killed a plain Kafka directory again.
+
+#![forbid(unsafe_code)]
+
+use crate::Global;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, bytes_human};
+use crate::progress::Progress;
+use crate::{exit_for, verify::log_bytes};
+use clap::Args;
+use loglane::{Config, Engine, RecoveryReport};
+use serde_json::json;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Writes what is in journals to the segments, syncs all of it, and marks the directory as closed:
+/// then stock Kafka can open it. Needs no free space, and can be run again if it is interrupted.
+#[derive(Args)]
+pub(crate) struct Recover {
+    /// The data directory; default: --dir
+    #[arg(value_name = "DIR")]
+    path: Option<PathBuf>,
+}
+
+impl Recover {
+    pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
+        let dir = self.path.map_or_else(|| global.data_dir(), Ok)?;
+        if !dir.is_dir() {
+            let what = format!("{} is not a directory", dir.display());
+            return Err(Failure::new(what, "name a data directory by --dir"));
+        }
+        let engine = Engine::open(Config::new(&dir))?;
+        let names = engine.partition_names();
+        let was_clean = engine.was_clean();
+        let bytes = |name: &loglane::TopicPartition| log_bytes(&dir.join(name.to_string()));
+        let total = names.iter().map(bytes).sum();
+        let mut progress = Progress::bytes(Some(total), "recovered", global.quiet);
+        for name in names.iter().filter(|_| !was_clean) {
+            engine.partition(name.topic(), name.partition())?;
+            progress.add(bytes(name));
+        }
+        let reports = engine.recovery_reports();
+        engine.close()?;
+        progress.finish();
+        let mut damaged = false;
+        for (name, report) in &reports {
+            damaged |= !report.damaged.is_empty();
+            print(&name.to_string(), report, out)?;
+        }
+        if !global.quiet && !out.json {
+            let what = if was_clean { "closed cleanly before; nothing to do" } else { "recovered" };
+            writeln!(out, "{}: {what}, {} partitions", dir.display(), names.len())?;
+        }
+        Ok(exit_for(damaged))
+    }
+}
+
+fn print(name: &str, report: &RecoveryReport, out: &mut Output) -> Result<(), Failure> {
+    if out.json {
+        let damaged: Vec<_> = report
+            .damaged
+            .iter()
+            .map(
+                |d| json!({ "offset": d.offset.0, "next_offset": d.next_offset.0, "file": d.path }),
+            )
+            .collect();
+        out.object(&json!({
+            "partition": name,
+            "replayed_bytes": report.replayed_bytes,
+            "segments_walked": report.segments_walked,
+            "torn_tail": report.torn_tail.as_ref().map(|(path, at, _)| json!({ "file": path, "position": at })),
+            "damaged": damaged,
+        }))?;
+        return Ok(());
+    }
+    if report.replayed_bytes > 0 {
+        writeln!(out, "{name}: {} from the journal", bytes_human(report.replayed_bytes))?;
+    }
+    if let Some((path, at, fault)) = &report.torn_tail {
+        writeln!(out, "{name}: torn tail of {} cut at byte {at}: {fault}", path.display())?;
+    }
+    for damage in &report.damaged {
+        writeln!(
+            out,
+            "{name}: offsets {} to {} are lost in {}; nothing was cut",
+            damage.offset,
+            damage.next_offset,
+            damage.path.display()
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! What a partition must hold: the oracle of the simulation.
+//!
+//! The model knows every batch that was handed in, in order, and what was promised about it. After
+//! a crash the log must be a beginning of what was written, no shorter than what was promised, and
+//! then perhaps batches whose answers the crash swallowed, in their order. Offsets are dense.
+
+use crate::format::Batches;
+use crate::{Error, FetchOptions, Isolation, Offset, Partition};
+
+/// One batch: its number, which stands in every record of it, and its offsets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stored {
+    pub(super) number: u64,
+    pub(super) base: i64,
+    pub(super) count: i64,
+}
+
+impl Stored {
+    fn next(&self) -> i64 {
+        self.base + self.count
+    }
+}
+
+/// The oracle of one partition.
+#[derive(Default)]
+pub(super) struct Model {
+    /// Answered as written, in offset order.
+    written: Vec<Stored>,
+    /// Handed in and not answered, or answered with an error: may be found behind `written`.
+    unknown: Vec<(u64, i64)>,
+    /// Records below were promised to survive a power cut.
+    durable: i64,
+    /// Highest log start that was asked for.
+    log_start_max: i64,
+    /// The log may end as early as this: a truncation was cut short.
+    may_end_at: Option<i64>,
+    log_end: i64,
+}
+
+/// What died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Died {
+    /// The machine: what was not durable may be gone.
+    Machine,
+    /// The process: everything that was answered is there.
+    Process,
+    /// Nothing: all of it is there, exactly.
+    Nobody,
+}
+
+impl Model {
+    pub(super) fn log_end(&self) -> i64 {
+        self.log_end
+    }
+
+    pub(super) fn submitted(&mut self, number: u64, count: i64) {
+        self.unknown.push((number, count));
+    }
+
+    pub(super) fn on_written(&mut self, stored: Stored, durable: bool) {
+        assert_eq!(stored.base, self.log_end, "an offset was left out or given twice");
+        // Those before it in line failed, or this would not have their offsets.
+        let at = self.unknown.iter().position(|(number, _)| *number == stored.number);
+        let at = at.expect("an answer to what was not handed in");
+        self.unknown.drain(..=at);
+        self.log_end = stored.next();
+        self.written.push(stored);
+        if durable {
+            self.on_durable(stored.next());
+        }
+    }
+
+    pub(super) fn on_durable(&mut self, offset: i64) {
+        assert!(offset <= self.log_end, "durable {offset} past the end {}", self.log_end);
+        self.durable = self.durable.max(offset);
+    }
+
+    pub(super) fn deleting_before(&mut self, offset: i64) {
+        self.log_start_max = self.log_start_max.max(offset);
+    }
+
+    pub(super) fn truncating(&mut self, to: i64) {
+        self.durable = self.durable.min(to);
+        self.may_end_at = Some(self.may_end_at.unwrap_or(to).min(to));
+    }
+
+    pub(super) fn truncated(&mut self, to: i64) {
+        self.may_end_at = None;
+        self.cut(to);
+    }
+
+    fn cut(&mut self, to: i64) {
+        self.written.retain(|stored| stored.next() <= to);
+        self.log_end = self.log_end.min(to);
+        self.durable = self.durable.min(to);
+        self.unknown.clear();
+    }
+
+    /// Offsets at which a batch ends: where a truncation may cut without taking more.
+    pub(super) fn boundary_at_or_below(&self, offset: i64) -> i64 {
+        self.written.iter().map(Stored::next).filter(|next| *next <= offset).max().unwrap_or(0)
+    }
+
+    /// Reads the whole partition and compares. Takes over what it finds as what is written now.
+    ///
+    /// # Errors
+    /// What is wrong, in a sentence.
+    pub(super) fn check(&mut self, partition: &Partition, died: Died) -> Result<(), String> {
+        let damaged = partition.damaged_ranges();
+        if !damaged.is_empty() {
+            return Err(format!("damage without a fault: {damaged:?}"));
+        }
+        let start = partition.log_start_offset().0;
+        let end = partition.log_end_offset().0;
+        let found = read_all(partition, start, end)?;
+        if start > self.log_start_max {
+            return Err(format!("log start {start} though only {} was asked", self.log_start_max));
+        }
+        let promised = match died {
+            Died::Machine => self.durable,
+            Died::Process | Died::Nobody => match self.may_end_at {
+                Some(cut) => cut,
+                None => self.log_end,
+            },
+        };
+        if end < promised {
+            return Err(format!("the log ends at {end}, {promised} was promised ({died:?})"));
+        }
+        self.compare(&found, start, end, died)?;
+        let durable = partition.durable_offset().0;
+        if durable > end || durable < self.durable.min(end) && died != Died::Process {
+            return Err(format!("durable is {durable}, {} was promised", self.durable));
+        }
+        // From here on what is there is what was written.
+        let before: Vec<Stored> = self.written.iter().copied().take_while(|s| s.next() <= start).collect();
+        self.written = before.into_iter().chain(found).collect();
+        self.log_end = end;
+        self.durable = self.durable.max(durable);
+        self.log_start_max = self.log_start_max.max(start);
+        if died != Died::Nobody {
+            self.unknown.clear();
+            self.may_end_at = None;
+        }
+        Ok(())
+    }
+
+    fn compare(&self, found: &[Stored], start: i64, end: i64, died: Died) -> Result<(), String> {
+        let mut expected = self.written.iter().filter(|stored| stored.next() > start);
+        let mut unknown = self.unknown.iter();
+        let mut next = None;
+        let mut past_written = false;
+        for batch in found {
+            if next.is_some_and(|next| next != batch.base) {
+                return Err(format!("a hole before {batch:?}"));
+            }
+            next = Some(batch.next());
+            if !past_written && let Some(wanted) = expected.next() {
+                if wanted != batch {
+                    return Err(format!("{batch:?} where {wanted:?} was written"));
+                }
+                continue;
+            }
+            past_written = true;
+            if died == Died::Nobody {
+                return Err(format!("{batch:?} was never answered"));
+            }
+            if !unknown.any(|(number, count)| (*number, *count) == (batch.number, batch.count)) {
+                return Err(format!("{batch:?} was never handed in, or is out of order"));
+            }
+        }
+        if next.is_some_and(|next| next != end) {
+            return Err(format!("the last batch ends at {next:?}, the log at {end}"));
+        }
+        Ok(())
+    }
+}
+
+/// Every batch from `start` on, its records checked.
+fn read_all(partition: &Partition, start: i64, end: i64) -> Result<Vec<Stored>, String> {
+    let mut found: Vec<Stored> = Vec::new();
+    let mut offset = start;
+    let options = FetchOptions { max_bytes: 1 << 20, isolation: Isolation::LogEnd };
+    while offset < end {
+        let lease = match partition.fetch(Offset(offset), &options) {
+            Ok(lease) => lease,
+            Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EIO) => {
+                return Err("reading failed".into());
+            }
+            Err(error) => return Err(format!("fetch at {offset}: {error}")),
+        };
+        let bytes = lease.to_vec().map_err(|e| format!("lease at {offset}: {e}"))?;
+        for batch in Batches::new(&bytes) {
+            let (_, batch) = batch.map_err(|(at, fault)| format!("byte {at} of a lease: {fault}"))?;
+            let header = batch.header();
+            let decoded = batch.decode().map_err(|fault| fault.to_string())?;
+            let mut number = None;
+            for record in decoded.records() {
+                let record = record.map_err(|fault| fault.to_string())?;
+                let value = record.value.unwrap_or_default();
+                let of = value.get(..8).and_then(|bytes| bytes.try_into().ok());
+                let of = of.map(u64::from_le_bytes).ok_or("a value that nobody wrote")?;
+                if *number.get_or_insert(of) != of {
+                    return Err("records of two batches in one".into());
+                }
+            }
+            let count = header.next_offset() - header.base_offset;
+            let number = number.ok_or("a batch without records")?;
+            found.push(Stored { number, base: header.base_offset, count });
+        }
+        if lease.next_offset().0 <= offset {
+            return Err(format!("no progress at {offset} of {end}"));
+        }
+        offset = lease.next_offset().0;
+    }
+    Ok(found)
+}

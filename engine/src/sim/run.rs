@@ -1,0 +1,353 @@
+//! One simulated life of a directory: work, a crash at some I/O, recovery, and so on.
+
+use super::model::{Died, Model, Stored};
+use crate::config::{Config, PartitionConfig};
+use crate::engine::{Engine, Threads};
+use crate::format::{BatchBuilder, Codec};
+use crate::io::sim::{CrashKind, Rng, SimWorld};
+use crate::{AppendInfo, AppendOptions, Durability, LeaderEpoch, Offset, Partition, Pending};
+use std::path::Path;
+
+const DIR: &str = "/data";
+const TOPIC: &str = "t";
+
+/// What a run does and what befalls it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) partitions: u32,
+    /// Operations between two crashes.
+    pub(super) operations: u32,
+    /// Crashes in a row.
+    pub(super) crashes: u32,
+    /// Power cuts only.
+    pub(super) power_only: bool,
+    /// One call in so many fails, of a million; with an errno that fits it.
+    pub(super) faults: u32,
+    /// The crash comes at this I/O of the life instead of a random one.
+    pub(super) cut_at: Option<u64>,
+    /// This I/O of the life fails with this errno.
+    pub(super) fail_at: Option<(u64, i32)>,
+}
+
+impl Plan {
+    pub(super) fn random(seed: u64) -> Plan {
+        let mut rng = Rng::new(seed);
+        Plan {
+            seed,
+            partitions: 1 + u32::try_from(rng.below(3)).unwrap(),
+            operations: 8 + u32::try_from(rng.below(40)).unwrap(),
+            crashes: 1 + u32::try_from(rng.below(3)).unwrap(),
+            power_only: false,
+            faults: if rng.below(4) == 0 { 2_000 } else { 0 },
+            cut_at: None,
+            fail_at: None,
+        }
+    }
+}
+
+/// What a run saw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) crashes: u64,
+    pub(super) ios: u64,
+    pub(super) acknowledged: u64,
+    pub(super) recovered: u64,
+    pub(super) replayed_bytes: u64,
+}
+
+/// The directory, its oracles, and what is under way.
+pub(super) struct Life {
+    plan: Plan,
+    world: SimWorld,
+    rng: Rng,
+    engine: Option<Engine>,
+    partitions: Vec<Partition>,
+    models: Vec<Model>,
+    pending: Vec<Vec<Waiting>>,
+    next_number: u64,
+    seen: Seen,
+}
+
+struct Waiting {
+    number: u64,
+    count: i64,
+    answer: Pending<AppendInfo>,
+}
+
+/// What ends a stretch of work: an I/O error that the crash, or a planned fault, brought about.
+type Step = Result<(), String>;
+
+impl Life {
+    pub(super) fn new(plan: Plan) -> Life {
+        let world = SimWorld::new(plan.seed);
+        world.disk().create_dir(Path::new(DIR)).unwrap();
+        world.disk().sync_dir(Path::new("/")).unwrap();
+        let partitions = plan.partitions as usize;
+        Life {
+            plan,
+            world,
+            rng: Rng::new(plan.seed ^ 0x5eed),
+            engine: None,
+            partitions: Vec::new(),
+            models: (0..partitions).map(|_| Model::default()).collect(),
+            pending: (0..partitions).map(|_| Vec::new()).collect(),
+            next_number: 0,
+            seen: Seen::default(),
+        }
+    }
+
+    pub(super) fn world(&self) -> &SimWorld {
+        &self.world
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::new(DIR);
+        config.shards = 1 + (self.plan.seed % 2) as usize;
+        config.replay_bytes_max = 4 * 4 * 32_768 * config.shards as u64;
+        config.reserve_bytes = 0;
+        config.mailbox_requests_max = 64;
+        config.checkpoint_interval_ms = 100;
+        config.file_delete_delay_ms = 0;
+        config.open_files_max = Some(4);
+        config.partition = PartitionConfig {
+            segment_bytes: 1024 + u32::try_from(self.plan.seed % 4).unwrap() * 700,
+            index_interval_bytes: 200,
+            ..PartitionConfig::default()
+        };
+        config.clock = self.world.clock();
+        config
+    }
+
+    /// All of it: work, crash, recovery, as often as planned, then a clean close and a look at it.
+    pub(super) fn live(mut self) -> Result<Seen, String> {
+        // The first partitions are made before anything can happen to them.
+        self.start(Died::Nobody)?;
+        for _ in 0..self.plan.crashes {
+            let died = self.work_until_crash();
+            self.recover(died)?;
+        }
+        self.world.set_calm();
+        let closed = self.close().or_else(|_| {
+            // A fault before the calm may have failed a partition: reopened it is whole.
+            self.drop_engine();
+            self.world.crash(CrashKind::Process);
+            self.start(Died::Process)?;
+            self.close()
+        });
+        closed?;
+        self.start(Died::Nobody)?;
+        self.seen.ios = self.world.ios();
+        Ok(self.seen)
+    }
+
+    /// Opens the directory and compares every partition with its oracle.
+    fn start(&mut self, died: Died) -> Step {
+        let engine = Engine::open_on(self.config(), self.world.disk(), None, Threads::Caller)
+            .map_err(|e| format!("open: {e}"))?;
+        self.partitions.clear();
+        for number in 0..self.plan.partitions {
+            let partition = match engine.partition(TOPIC, number) {
+                Err(crate::Error::NotFound { .. }) if self.models[number as usize].log_end() == 0 => {
+                    engine.create_partition(TOPIC, number, self.config().partition)
+                }
+                opened => opened,
+            };
+            let partition = partition.map_err(|e| format!("partition {number}: {e}"))?;
+            self.models[number as usize]
+                .check(&partition, died)
+                .map_err(|e| format!("partition {number}: {e}"))?;
+            self.seen.recovered += 1;
+            self.partitions.push(partition);
+        }
+        let reports = engine.recovery_reports();
+        self.seen.replayed_bytes += reports.values().map(|r| r.replayed_bytes).sum::<u64>();
+        self.engine = Some(engine);
+        Ok(())
+    }
+
+    fn work_until_crash(&mut self) -> Died {
+        let died = match self.plan.power_only || self.rng.below(3) > 0 {
+            true => Died::Machine,
+            false => Died::Process,
+        };
+        let kind = if died == Died::Machine { CrashKind::Power } else { CrashKind::Process };
+        self.world.set_fault_rate(self.plan.faults);
+        let at = match self.plan.cut_at {
+            Some(at) => at,
+            None => self.world.ios() + self.rng.below(u64::from(self.plan.operations) * 6),
+        };
+        self.world.cut_at(at, kind);
+        if let Some((at, errno)) = self.plan.fail_at {
+            self.world.fail_at(at, errno);
+        }
+        for _ in 0..self.plan.operations {
+            self.operation();
+            if self.world.is_dead() {
+                break;
+            }
+        }
+        self.settle();
+        self.seen.crashes += 1;
+        self.drop_engine();
+        self.world.crash(kind);
+        died
+    }
+
+    /// Opens until an open gets through: every try may be cut short by another crash or fault.
+    fn recover(&mut self, mut died: Died) -> Step {
+        for _ in 0..self.rng.below(3) {
+            let at = self.world.ios() + 1 + self.rng.below(60);
+            let kind = if self.rng.coin() { CrashKind::Power } else { CrashKind::Process };
+            self.world.cut_at(at, kind);
+            let opened = self.open_and_touch();
+            if !self.world.is_dead() && opened.is_ok() {
+                self.world.set_calm();
+                break;
+            }
+            self.drop_engine();
+            self.world.crash(kind);
+            if kind == CrashKind::Power {
+                died = Died::Machine;
+            }
+            self.seen.crashes += 1;
+        }
+        self.drop_engine();
+        self.world.set_calm();
+        self.start(died)
+    }
+
+    fn open_and_touch(&mut self) -> Result<(), crate::Error> {
+        let engine = Engine::open_on(self.config(), self.world.disk(), None, Threads::Caller)?;
+        for number in 0..self.plan.partitions {
+            match engine.partition(TOPIC, number) {
+                Err(crate::Error::NotFound { .. }) | Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for _ in 0..self.rng.below(8) {
+            engine.poll();
+            engine.keep()?;
+        }
+        engine.abandon();
+        Ok(())
+    }
+
+    /// Leaves the engine as a process that dies does.
+    fn drop_engine(&mut self) {
+        self.partitions.clear();
+        for pending in &mut self.pending {
+            pending.clear();
+        }
+        if let Some(engine) = self.engine.take() {
+            engine.abandon();
+        }
+    }
+
+    fn close(&mut self) -> Step {
+        self.settle();
+        self.partitions.clear();
+        match self.engine.take() {
+            Some(engine) => engine.close().map_err(|e| format!("close: {e}")),
+            None => Ok(()),
+        }
+    }
+
+    fn operation(&mut self) {
+        let at = self.rng.index(self.partitions.len());
+        match self.rng.below(40) {
+            0..=15 => self.append(at, Durability::Durable),
+            16..=24 => self.append(at, Durability::Written),
+            25..=31 => self.turn(),
+            32..=33 => self.flush(at),
+            34 => {
+                let _ = self.partitions[at].roll();
+            }
+            35 => self.delete_records(at),
+            36 => self.truncate(at),
+            37 => {
+                let _ = self.engine.as_ref().unwrap().keep();
+            }
+            38 => self.world.clock().advance_ms(120),
+            _ => self.settle(),
+        }
+    }
+
+    fn append(&mut self, at: usize, durability: Durability) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let count = 1 + i64::try_from(self.rng.below(3)).unwrap();
+        let mut batch = BatchBuilder::new(Codec::None);
+        let mut value = number.to_le_bytes().to_vec();
+        value.resize(8 + self.rng.index(300), 0x2a);
+        for i in 0..count {
+            batch.append(1_000 + i, None, Some(&value), &[]).unwrap();
+        }
+        let options = AppendOptions { durability, leader_epoch: None::<LeaderEpoch> };
+        // A full mailbox is no answer about the batch.
+        if let Ok(answer) = self.partitions[at].start_append(batch.build().unwrap(), options) {
+            self.models[at].submitted(number, count);
+            self.pending[at].push(Waiting { number, count, answer });
+        }
+    }
+
+    /// Lets the shards work, and takes the answers that have come.
+    fn turn(&mut self) {
+        self.engine.as_ref().unwrap().poll();
+        self.take_answers();
+    }
+
+    fn take_answers(&mut self) {
+        for (at, pending) in self.pending.iter_mut().enumerate() {
+            // Answers of one partition are looked at in the order of their appends.
+            while pending.first().is_some_and(|waiting| waiting.answer.is_ready()) {
+                let Waiting { number, count, answer } = pending.remove(0);
+                let Ok(info) = answer.wait() else { continue };
+                let durable = info.durability == Durability::Durable;
+                let stored = Stored { number, base: info.base_offset.0, count };
+                self.models[at].on_written(stored, durable);
+                self.seen.acknowledged += u64::from(durable);
+            }
+        }
+    }
+
+    /// Waits for every answer. After a crash some never come as anything but errors.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.turn();
+            if self.pending.iter().all(Vec::is_empty) {
+                return;
+            }
+        }
+        panic!("seed {}: answers never came\n{}", self.plan.seed, self.world.trace());
+    }
+
+    fn flush(&mut self, at: usize) {
+        self.settle();
+        if let Ok(durable) = self.partitions[at].flush() {
+            self.models[at].on_durable(durable.0);
+        }
+    }
+
+    fn delete_records(&mut self, at: usize) {
+        self.settle();
+        let before = self.rng.below(1 + self.models[at].log_end().cast_unsigned()).cast_signed();
+        self.models[at].deleting_before(before);
+        let _ = self.partitions[at].delete_records(Offset(before));
+    }
+
+    fn truncate(&mut self, at: usize) {
+        self.settle();
+        let end = self.models[at].log_end();
+        let start = self.partitions[at].log_start_offset().0;
+        let to = self.rng.below(1 + end.cast_unsigned()).cast_signed();
+        let to = self.models[at].boundary_at_or_below(to);
+        if to < start || to == end {
+            return;
+        }
+        self.models[at].truncating(to);
+        if self.partitions[at].truncate(Offset(to)).is_ok() {
+            self.models[at].truncated(to);
+        }
+    }
+}
