@@ -43,7 +43,7 @@ pub(crate) struct Stats {
 pub(super) enum Node {
     File(Content),
     Dir(Names),
-    /// No name leads here any more, and no handle is alive.
+    /// No name leads here any more, and none can come back.
     Gone,
 }
 
@@ -410,26 +410,29 @@ impl State {
         self.epoch += 1;
         self.dead = None;
         if kind == CrashKind::Power {
-            self.boots += 1;
-            for inode in &mut self.inodes {
-                if let Node::Dir(names) = &mut inode.node {
-                    names.cut_power(&mut self.rng);
-                }
+            self.cut_power();
+        }
+    }
+
+    fn cut_power(&mut self) {
+        self.boots += 1;
+        for inode in &mut self.inodes {
+            if let Node::Dir(names) = &mut inode.node {
+                names.cut_power(&mut self.rng);
             }
         }
         self.keep_what_has_a_name();
         self.used = 0;
         for inode in &mut self.inodes {
             if let Node::File(content) = &mut inode.node {
-                if kind == CrashKind::Power {
-                    content.cut_power(&mut self.rng, &mut self.scratch);
-                    inode.space_end = content.len() as u64;
-                }
+                content.cut_power(&mut self.rng, &mut self.scratch);
+                inode.space_end = content.len() as u64;
                 self.used += inode.space_end.next_multiple_of(BLOCK);
             }
         }
     }
 
+    /// Forgets the rest. A power cut only: before it, a removal that is not durable may be undone.
     fn keep_what_has_a_name(&mut self) {
         self.inodes.iter_mut().for_each(|inode| inode.linked = false);
         self.inodes[ROOT as usize].linked = true;
@@ -459,9 +462,8 @@ impl State {
     /// Makes a directory and those above it, durably.
     pub(super) fn make_dir_all(&mut self, path: &str) -> Sys<Ino> {
         let mut at = ROOT;
-        let mut end = 0;
         for name in components(path) {
-            end = name.as_ptr() as usize - path.as_ptr() as usize + name.len();
+            let end = name.as_ptr() as usize - path.as_ptr() as usize + name.len();
             at = match self.names(at)?.get(name) {
                 Some(ino) => ino,
                 None => {

@@ -130,6 +130,17 @@ fn a_removal_that_was_not_synced_may_be_undone() {
 }
 
 #[test]
+fn a_removal_by_a_killed_process_is_not_durable_either() {
+    let seen = outcomes(Power, "f", |world| {
+        world.put(at("f"), b"ab");
+        world.disk().remove_file(&at("f")).unwrap();
+        world.crash(Process);
+        assert_eq!(world.peek(at("f")), None);
+    });
+    assert_eq!(seen, BTreeSet::from([None, some(b"ab")]));
+}
+
+#[test]
 fn a_file_replaced_by_a_rename_is_the_old_one_or_the_new_one() {
     let replace = |world: &SimWorld| {
         world.put(at("f"), b"old");
