@@ -19,6 +19,8 @@ mod probe;
 mod ring;
 pub mod send;
 #[cfg(test)]
+pub(crate) mod sim;
+#[cfg(test)]
 mod suite;
 mod wake;
 mod writeback;
@@ -150,6 +152,11 @@ pub trait File: Send + Sync + Debug {
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// The descriptor, for sendfile and splice; none on a simulated disk.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// The number of a simulated disk's file: its lane must know the file behind the trait.
+    #[cfg(test)]
+    fn simulated(&self) -> Option<u64> {
+        None
+    }
 
     /// Reads exactly `buf.len()` bytes, or fails with `UnexpectedEof`.
     fn read_exact_at(&self, mut buf: &mut [u8], mut position: u64) -> io::Result<()> {

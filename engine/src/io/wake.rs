@@ -42,6 +42,13 @@ impl Waker {
         }
     }
 
+    /// True if there is something to drain. Without a system call, but only for a waker that one
+    /// thread uses: others may be between the flag and the descriptor.
+    #[cfg(test)]
+    pub(super) fn is_raised(&self) -> bool {
+        self.raised.load(Ordering::Acquire)
+    }
+
     /// Consumes the wakes so far; true if there was one. Only the owner calls it, and nobody else
     /// may read the descriptor: a wake after that would find itself raised already and stay silent.
     ///
