@@ -70,8 +70,10 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let to = text(to)?;
-        self.whole(Call::Rename, from, |state, from| state.rename(from, to))
+        let (from, to) = (text(from)?, text(to)?);
+        let subject = Subject::Path(format!("{from} to {to}").into());
+        let mut state = self.shared.lock();
+        error(state.whole(self.epoch, Call::Rename, subject, |state| state.rename(from, to)))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {

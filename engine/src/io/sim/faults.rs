@@ -85,6 +85,11 @@ impl Plan {
         self.look_ahead();
     }
 
+    /// Drops what is planned; chances stay.
+    pub(super) fn forget(&mut self) {
+        *self = Plan { rates: self.rates, ..Plan::new() };
+    }
+
     fn look_ahead(&mut self) {
         let planned = self.fails.iter().map(|(index, _)| *index);
         let planned = planned.chain(self.cut.map(|(index, _)| index));
@@ -142,6 +147,9 @@ mod tests {
         (expected[3], expected[7]) = (Fate::Fails(EIO), Fate::Fails(ENOSPC));
         expected[9] = Fate::Dies;
         assert_eq!(fates, expected);
+        plan.cut_at(20, CrashKind::Power);
+        plan.forget();
+        assert_eq!(plan.fate(20, Call::Write, &mut rng).0, Fate::Works);
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl SimWorld {
         Arc::clone(&self.shared.clock)
     }
 
-    /// Crashes now, if a call has died or not. Planned faults that have not come yet stay planned.
+    /// Crashes now, if a call has died or not. Planned faults belong to the life that ends, those
+    /// by chance stay.
     pub(crate) fn crash(&self, kind: CrashKind) {
         let lanes = std::mem::take(&mut self.shared.lock().lanes);
         self.shared.lock().dead = Some(kind);
@@ -123,12 +124,11 @@ impl SimWorld {
     }
 
     /// Another machine whose disk is what this one's would be after a crash now, with chances of
-    /// its own; this one goes on, or stays dead. For many crashes out of one run. Planned faults
-    /// and the clock's later moves are not shared.
+    /// its own; this one goes on, or stays dead. For many crashes out of one run. Later
+    /// moves of the clock are not shared.
     pub(crate) fn crashed_copy(&self, kind: CrashKind, seed: u64) -> SimWorld {
         let mut state = self.shared.lock().clone();
         state.rng = Rng::new(seed);
-        state.plan = Plan::new();
         state.dead = Some(kind);
         let epoch = state.epoch;
         for lane in std::mem::take(&mut state.lanes).iter().filter_map(Weak::upgrade) {

@@ -409,6 +409,7 @@ impl State {
         self.stats.crashes += 1;
         self.epoch += 1;
         self.dead = None;
+        self.plan.forget();
         if kind == CrashKind::Power {
             self.cut_power();
         }

@@ -329,6 +329,23 @@ fn a_sync_that_works_after_one_that_failed_brings_nothing_back() {
 }
 
 #[test]
+fn no_sync_makes_a_durable_write_that_failed_durable() {
+    let mut lens = BTreeSet::new();
+    for seed in 0..200 {
+        let world = world(seed);
+        let file = create(&world, "f", b"");
+        world.disk().sync_dir(Path::new("/d")).unwrap();
+        world.fail_at(world.ios(), EIO);
+        assert_eq!(errno(file.write_durable_at(&[b'x'; 512], 0)), Some(EIO));
+        file.sync_data().unwrap();
+        world.crash(Power);
+        let left = world.peek(at("f")).unwrap();
+        lens.insert(left.iter().filter(|b| **b == b'x').count());
+    }
+    assert!(lens.contains(&0) && lens.len() > 10, "{lens:?}");
+}
+
+#[test]
 fn an_interrupted_sync_is_repeated_by_the_file_itself() {
     let seen = outcomes(Power, "f", |world| {
         let file = create(world, "f", b"ab");

@@ -88,7 +88,12 @@ impl State {
                 }
                 Ok(written)
             }
-            Fate::Fails(errno) => Err(errno),
+            Fate::Fails(errno) => {
+                if way != Way::Cached {
+                    self.fail_sync(file, errno);
+                }
+                Err(errno)
+            }
             Fate::Dies => Err(EIO),
         }
     }
@@ -192,14 +197,14 @@ impl State {
             Op::WriteDurable { buffer, position, .. } => {
                 let call = (epoch, Call::LaneWrite);
                 let bytes = buffer.as_slice();
-                match self.write(call, ino, bytes, *position, Way::DurableWhole, now_ms) {
-                    // As the loop around a system call does.
-                    Err(EINTR) => {
-                        self.write(call, ino, bytes, *position, Way::DurableWhole, now_ms)
+                let whole = Way::DurableWhole;
+                loop {
+                    // Interrupted ones are repeated, as around a system call.
+                    match self.write(call, ino, bytes, *position, whole, now_ms) {
+                        Err(EINTR) => {}
+                        result => break result.map(drop),
                     }
-                    result => result,
                 }
-                .map(drop)
             }
         };
         // What died in its own call has had its effect there.
