@@ -202,7 +202,8 @@ fn read_text(disk: &dyn Disk, path: &Path) -> Result<Option<String>> {
     String::from_utf8(bytes).map(Some).map_err(|_| format_error(path, "it is not UTF-8"))
 }
 
-fn replace(disk: &dyn Disk, path: &Path, text: &str) -> Result<()> {
+/// Replaces a text file whole, durably.
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, text: &str) -> Result<()> {
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(".tmp");
     let tmp = PathBuf::from(tmp);

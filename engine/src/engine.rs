@@ -18,7 +18,7 @@ use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -71,6 +71,10 @@ pub(crate) struct Core {
     broker_epoch: i64,
     mode: Mode,
     ours: bool,
+    /// Earlier sessions have journals that a crash would replay.
+    old_journals: Arc<AtomicBool>,
+    /// To be written when every partition is recovered.
+    session: Mutex<Option<Session>>,
     /// What earlier sessions left in journals; taken when it is not needed any more.
     replay: Mutex<Option<Arc<Replay>>>,
 }
@@ -144,8 +148,17 @@ impl Engine {
             Arc::clone(&config.clock),
             Duration::from_millis(config.file_delete_delay_ms),
         ));
+        if mode == Mode::Clean && !replay.paths.is_empty() {
+            // Before the mark goes: a crash must not find journals that nobody reads.
+            remove_files(disk.as_ref(), &replay.paths)?;
+            disk.sync_dir(&dir).map_err(|e| Error::io("sync", &dir, e))?;
+        }
         // From here on a crash means recovery, also one in the middle of this open.
-        session::write(disk.as_ref(), &dir, &Session { number, mount })?;
+        let session = Session { number, mount };
+        // After a power cut the page cache is to be trusted only when all is recovered.
+        let trusted =
+            Session { mount: session.mount.clone().filter(|_| mode != Mode::Crashed), number };
+        session::write(disk.as_ref(), &dir, &trusted)?;
         checkpoint::remove_clean_shutdown(disk.as_ref(), &dir)?;
         let registry = Arc::new(Registry::default());
         for (name, path) in names.partitions {
@@ -157,8 +170,15 @@ impl Engine {
             registry.insert(Entry::new(name, path, checkpoints));
         }
         let unsynced_bytes = Arc::new(AtomicU64::new(0));
-        let shards =
-            Shards { config: &config, disk: &disk, number, unsynced_bytes: &unsynced_bytes };
+        let unread = mode != Mode::Clean && !replay.paths.is_empty();
+        let old_journals = Arc::new(AtomicBool::new(unread));
+        let shards = Shards {
+            config: &config,
+            disk: &disk,
+            number,
+            unsynced_bytes: &unsynced_bytes,
+            old_journals: &old_journals,
+        };
         let shards = shards.make(&keeper, &registry, threads)?;
         let core = Core {
             config,
@@ -173,7 +193,9 @@ impl Engine {
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
             ours: before.is_some(),
-            replay: Mutex::new(Some(Arc::new(replay))),
+            old_journals,
+            session: Mutex::new((mode == Mode::Crashed).then_some(session)),
+            replay: Mutex::new((mode != Mode::Clean).then(|| Arc::new(replay))),
         };
         let engine = Engine {
             core: Arc::new(core),
@@ -183,7 +205,6 @@ impl Engine {
         if threads == Threads::Own {
             engine.start_keeper()?;
         }
-        engine.core.drop_journals_if_settled()?;
         Ok(engine)
     }
 
@@ -385,6 +406,7 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn abandon(self) {
         *self.open.lock().unwrap() = None;
+        self.core.shards.iter().for_each(|shard| shard.stop());
     }
 
     /// One turn of every shard, for callers who run them.
@@ -517,6 +539,9 @@ impl Core {
             self.open_entry(entry)?;
             return Ok(true);
         }
+        if let Some(session) = self.session.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            session::write(self.disk.as_ref(), &self.config.dir, &session)?;
+        }
         self.drop_journals_if_settled()?;
         Ok(false)
     }
@@ -525,28 +550,16 @@ impl Core {
     fn drop_journals_if_settled(&self) -> Result<()> {
         let mut replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(old) = replay.as_ref() else { return Ok(()) };
-        let settled =
-            self.mode == Mode::Clean || self.registry.all().iter().all(|entry| entry.is_settled());
-        if settled {
-            if self.mode != Mode::Clean {
-                // A later crash must not look for them in vain: what they held is below these.
-                self.keeper.write_checkpoints(&self.registry)?;
-            }
-            self.remove_files(&old.paths)?;
-            *replay = None;
+        if !self.registry.all().iter().all(|entry| entry.is_settled()) {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn remove_files(&self, paths: &[PathBuf]) -> Result<()> {
-        for path in paths {
-            match self.disk.remove_file(path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", path, e));
-                }
-                _ => {}
-            }
-        }
+        // A later crash must not miss them: what they held is below these.
+        self.keeper.write_checkpoints(&self.registry)?;
+        let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
+        remove_files(disk, &old.paths)?;
+        disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        self.old_journals.store(false, Ordering::Release);
+        *replay = None;
         Ok(())
     }
 
@@ -556,7 +569,7 @@ impl Core {
         let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
         let journals = list(disk, dir)?.journals;
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
-        self.remove_files(&journals)?;
+        remove_files(disk, &journals)?;
         self.space.close()?;
         session::remove(disk, dir)?;
         checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
@@ -572,12 +585,25 @@ impl Drop for Engine {
     }
 }
 
+fn remove_files(disk: &dyn Disk, paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        match disk.remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", path, e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// What shards are made from.
 struct Shards<'a> {
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
     number: u64,
     unsynced_bytes: &'a Arc<AtomicU64>,
+    old_journals: &'a Arc<AtomicBool>,
 }
 
 impl Shards<'_> {
@@ -604,6 +630,7 @@ impl Shards<'_> {
                 unsynced_bytes: Arc::clone(self.unsynced_bytes),
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
+                old_journals: Arc::clone(self.old_journals),
                 retired,
                 make_journal: self.journal_maker(threads),
                 store_recovery_points: Arc::new(move || points_to.write_checkpoints(&points_of)),
@@ -674,12 +701,12 @@ fn list(disk: &dyn Disk, dir: &Path) -> Result<Names> {
     Ok(found)
 }
 
-/// After a crash of the machine journals are read. If the process alone died the page cache has all
-/// they have. After a clean close they are leftovers: whoever closed it went on without them.
+/// After a clean close journals are leftovers: whoever closed it went on without them.
 fn read_journals(disk: &dyn Disk, dir: &Path, names: &Names, mode: Mode) -> Result<Replay> {
     match mode {
-        Mode::Crashed => journal::scan(disk, dir, &names.journals),
-        Mode::Clean | Mode::Killed | Mode::ReadOnly => Ok(Replay::unread(dir, &names.journals)),
+        Mode::Crashed => journal::scan(disk, dir, &names.journals, true),
+        Mode::Killed => journal::scan(disk, dir, &names.journals, false),
+        Mode::Clean | Mode::ReadOnly => Ok(Replay::unread(dir, &names.journals)),
     }
 }
 

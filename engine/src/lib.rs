@@ -70,6 +70,8 @@ mod registry;
 mod segment;
 mod session;
 mod shard;
+#[cfg(test)]
+mod sim;
 mod space;
 mod sync;
 mod topic;

@@ -20,7 +20,7 @@
 use crate::checkpoint;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
-use crate::format::{Batch, BatchFault};
+use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, EntryKind, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
@@ -143,7 +143,7 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     let mut shared = empty_shared(&opening, disk.as_ref())?;
     let mut report = RecoveryReport::default();
 
-    if opening.mode == Mode::Crashed
+    if matches!(opening.mode, Mode::Crashed | Mode::Killed)
         && let Some(replayed) = opening.replayed
     {
         report.replayed_bytes = redo(&opening, disk.as_ref(), replayed, &mut bases)?;
@@ -333,10 +333,8 @@ impl Next {
 impl Loaded {
     /// True if what comes behind this segment cannot be part of the log.
     fn ends_log(&self, opening: &Opening<'_>, next: Next) -> bool {
-        let Some(next) = next.end() else { return false };
-        let has_hole = opening.ours && self.walked_to.is_some_and(|end| end < next);
         let past_mark = self.walked_to.is_some_and(|end| end >= opening.mark());
-        past_mark && (self.torn.is_some() || has_hole)
+        next.end().is_some() && past_mark && self.torn.is_some()
     }
 }
 
@@ -470,9 +468,18 @@ fn walk(
     let mut torn = None;
     let mark = opening.mark();
     let mut walked_to = base;
+    let mut stale = None;
     loop {
         let before = scanner.next_offset();
         match scanner.step().map_err(|e| Error::io("read", &path, e))? {
+            // A write that failed and was cut back; the log went on in the next segment, but the cut
+            // did not reach the disk.
+            Scanned::Batch { position, batch }
+                if next.base.is_some_and(|next| batch.header().base_offset >= next) =>
+            {
+                stale = Some(u32::try_from(position).unwrap_or(u32::MAX));
+                break;
+            }
             Scanned::Batch { position, batch } => {
                 let position = u32::try_from(position).unwrap_or(u32::MAX);
                 writer.on_batch(batch.header(), position);
@@ -522,6 +529,12 @@ fn walk(
             Scanned::End => break,
         }
     }
+    let hole_behind = opening.ours && next.end().is_some_and(|next| walked_to < next);
+    if opening.mode == Mode::Crashed && torn.is_none() && hole_behind && walked_to >= mark {
+        // Its end is lost, down to a batch's edge: the segments behind it continue nothing.
+        let fault = BatchFault::Truncated { needed: HEADER_BYTES, have: 0 };
+        torn = Some((bytes.into(), fault));
+    }
     writer.seal();
     report.segments_walked += 1;
     if let Some(why) = why {
@@ -544,6 +557,10 @@ fn walk(
         entries_on_disk = (index.offset_entries(), index.time_entries());
     }
     let whole = torn.as_ref().map_or(bytes, |(at, _)| u32::try_from(*at).unwrap_or(bytes));
+    let whole = stale.unwrap_or(whole);
+    if stale.is_some() && opening.mode != Mode::ReadOnly {
+        cut(opening.open_files.disk().as_ref(), &path, whole.into())?;
+    }
     let mut end_offset = match (&torn, next.end()) {
         (None, Some(next)) => next,
         _ => scanner.next_offset(),
@@ -590,7 +607,9 @@ fn leave_trace(opening: &Opening<'_>, from: i64) -> Result<()> {
     file.sync_data().map_err(|e| Error::io("sync", &path, e))
 }
 
-/// Writes again what the journal has and a segment lost. Gives how many bytes that were.
+/// Writes again what the journal has and a segment lost. Gives how many bytes that were. Whatever
+/// stands there instead goes, also whole batches: a power cut may bring back what a failed append, or
+/// one that was truncated, had left.
 fn redo(
     opening: &Opening<'_>,
     disk: &dyn Disk,
@@ -629,13 +648,6 @@ fn redo(
         if found == wanted.as_slice() {
             continue;
         }
-        if Batch::check(found).is_ok_and(|other| !wanted.starts_with(other.bytes())) {
-            tracing::error!(
-                partition = %opening.name, segment = %path.display(), position = extent.position,
-                "the log has other records than the journal: somebody else wrote to it since"
-            );
-            return Ok(written);
-        }
         file.write_all_at(&wanted, extent.position.into())
             .map_err(|e| Error::io("write", &path, e))?;
         written += wanted.len() as u64;
@@ -647,9 +659,12 @@ fn redo(
 fn cut_torn_tail(disk: &dyn Disk, last: &mut Loaded, report: &mut RecoveryReport) -> Result<()> {
     report_torn(last, report);
     let Some((position, _)) = last.torn.take() else { return Ok(()) };
-    let path = last.segment.path();
+    cut(disk, last.segment.path(), position)
+}
+
+fn cut(disk: &dyn Disk, path: &Path, length: u64) -> Result<()> {
     let file = disk.open(path, OpenMode::ReadWrite).map_err(|e| Error::io("open", path, e))?;
-    file.set_len(position).map_err(|e| Error::io("cut", path, e))?;
+    file.set_len(length).map_err(|e| Error::io("cut", path, e))?;
     file.sync_data().map_err(|e| Error::io("sync", path, e))
 }
 

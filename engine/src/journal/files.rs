@@ -6,8 +6,9 @@ use crate::error::{Error, Result};
 use crate::io::{BLOCK_BYTES, Disk, FileRef, OpenMode};
 use std::path::{Path, PathBuf};
 
-/// Files of one lane: one that is written, others that wait for their checkpoint.
-pub(crate) const FILES: u16 = 4;
+/// Files of one lane: one that is written, others that wait for their checkpoint. The more, the less
+/// of a lane is read when only the process died.
+pub(crate) const FILES: u16 = 8;
 const PREFIX: &str = "loglane-journal-";
 /// What is written at a time when a file is made.
 const FILL_BYTES: usize = 1 << 20;
@@ -35,7 +36,7 @@ pub(super) fn session_of(name: &str) -> Option<u64> {
 }
 
 /// No file of a journal is smaller; a directory without room for that has none.
-const FILE_BYTES_MIN: u64 = 64 << 10;
+const FILE_BYTES_MIN: u64 = 32 << 10;
 /// Frames larger than this gain nothing.
 const BUFFER_BYTES_MAX: u64 = 512 << 10;
 

@@ -74,12 +74,18 @@ impl ReplayedLog {
         self.extents.last().map(|extent| extent.next_offset)
     }
 
-    /// Forgets what lies at or behind a place.
-    fn cut(&mut self, segment_base: i64, position: u32) {
-        let stays =
+    /// Forgets what lies at or behind a place, which is a batch's start and that of `offset`.
+    fn cut(&mut self, segment_base: i64, position: u32, offset: i64) {
+        let starts_before =
             |extent: &Extent| (extent.segment_base, extent.position) < (segment_base, position);
-        while self.extents.last().is_some_and(|last| !stays(last)) {
+        while self.extents.last().is_some_and(|last| !starts_before(last)) {
             self.extents.pop();
+        }
+        if let Some(last) = self.extents.last_mut().filter(|e| e.segment_base == segment_base)
+            && last.position + last.bytes > position
+        {
+            last.bytes = position - last.position;
+            last.next_offset = offset;
         }
     }
 }
@@ -91,11 +97,21 @@ struct Begun {
     file: FileRef,
 }
 
-/// Reads all journals of a directory.
+/// Frames at the end of a lane that may be newer than what its segments have in the page cache: a
+/// frame is submitted before its segments are written, and so many are under way at once.
+const TAIL_FRAMES: usize = 2 * super::FRAMES_IN_FLIGHT as usize;
+
+/// Reads the journals of a directory: all of them after the machine died. If the process alone died,
+/// and only one session is there, the end of each lane has all that its segments may lack.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::TooManyOpenFiles`]. Bytes that are not what was written are no error.
-pub(crate) fn scan(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Replay> {
+pub(crate) fn scan(
+    disk: &dyn Disk,
+    dir: &Path,
+    names: &[String],
+    machine_died: bool,
+) -> Result<Replay> {
     let mut replay = Replay::default();
     let mut begun = Vec::new();
     for name in names {
@@ -116,7 +132,9 @@ pub(crate) fn scan(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Repl
     for lane in begun
         .chunk_by(|a, b| (a.header.session, a.header.lane) == (b.header.session, b.header.lane))
     {
-        read_lane(lane, &mut replay)?;
+        let sessions =
+            begun.first().map(|f| f.header.session) != begun.last().map(|f| f.header.session);
+        read_lane(lane, machine_died || sessions, &mut replay)?;
     }
     Ok(replay)
 }
@@ -131,34 +149,43 @@ struct Found {
 }
 
 /// Takes the frames of one lane in the order of their sequence.
-fn read_lane(files: &[Begun], replay: &mut Replay) -> Result<()> {
+fn read_lane(files: &[Begun], whole: bool, replay: &mut Replay) -> Result<()> {
     let mut frames = Vec::new();
-    for (number, begun) in files.iter().enumerate() {
+    for (number, begun) in files.iter().enumerate().rev() {
+        if !whole && frames.len() >= TAIL_FRAMES {
+            break;
+        }
         replay.bytes += read_frames(begun, number, &mut frames)?;
     }
     frames.sort_by_key(|frame| frame.sequence);
-    // Every frame below this one was acknowledged or could have been.
+    if !whole {
+        frames.drain(..frames.len().saturating_sub(TAIL_FRAMES));
+    }
+    // Every frame below this one had completed when another was written.
     let durable_below = frames.iter().map(|frame| frame.durable_below).max().unwrap_or(0);
-    let mut next = frames.first().map_or(0, |frame| frame.sequence);
-    let mut place = (0, 0);
+    let mut next = 0;
+    let mut place = None;
     for frame in frames {
-        if frame.sequence > next {
-            if next >= durable_below {
-                return Ok(());
-            }
-            let path = files.get(place.0).map_or_else(PathBuf::new, |begun| begun.path.clone());
+        let missing = next..frame.sequence;
+        // At the beginning of the lane they are in files that were begun again since.
+        if !missing.is_empty() && missing.start < durable_below && place.is_some() {
+            let (number, at): (usize, u64) = place.unwrap_or_default();
+            let path = files.get(number).map_or_else(PathBuf::new, |begun| begun.path.clone());
             tracing::error!(
-                file = %path.display(), from = next, to = frame.sequence,
+                file = %path.display(), ?missing,
                 "journal frames that were durable are not whole any more"
             );
-            replay.damaged.push((path, place.1));
+            replay.damaged.push((path, at));
+        }
+        if missing.end > durable_below && !missing.is_empty() {
+            return Ok(());
         }
         next = frame.sequence + 1;
-        place = (frame.file, frame.at);
+        place = Some((frame.file, frame.at));
         let Some(begun) = files.get(frame.file) else { continue };
         for (entry, at) in frame.entries {
             let log = replay.logs.entry((entry.partition, entry.topic_id)).or_default();
-            log.cut(entry.segment_base, entry.position);
+            log.cut(entry.segment_base, entry.position, entry.offset);
             if entry.kind == EntryKind::Append {
                 log.extents.push(Extent {
                     segment_base: entry.segment_base,

@@ -49,11 +49,7 @@ impl Log {
     pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
         // Sealed first: after a kill, a segment that has a successor has its index files whole.
         self.seal_active_index()?;
-        let segment = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset)?;
-        // Before it has a byte: a later segment must not survive a power cut that takes this one.
-        if !planted(Bug::NoDirectorySync) {
-            self.sync_dir()?;
-        }
+        let segment = self.create_next(base_offset)?;
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
         let old_file = self.active.file.replace(Arc::clone(&segment.file));
         let (index, writer) =
@@ -73,6 +69,38 @@ impl Log {
         list.push(Arc::clone(&self.active.segment));
         self.shared.segments.store(Arc::new(list));
         tracing::debug!(partition = %self.shared.name, base_offset, "rolled");
+        Ok(())
+    }
+
+    /// Creates the next segment, durably before it has a byte: a later one must not survive a power
+    /// cut that takes this one.
+    fn create_next(&mut self, base_offset: i64) -> Result<NewSegment> {
+        let created = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset);
+        let created = created.and_then(|segment| match planted(Bug::NoDirectorySync) {
+            true => Ok(segment),
+            false => self.sync_dir().map(|()| segment),
+        });
+        if created.is_err() {
+            // Appends go on in the segment before it; a file that claims their offsets must not stay.
+            let removed = self.remove_segment(base_offset).and_then(|()| self.sync_dir());
+            if let Err(error) = removed {
+                tracing::error!(partition = %self.shared.name, %error, "a failed roll stays half done");
+                self.failed = Some("roll");
+            }
+        }
+        created
+    }
+
+    fn remove_segment(&self, base_offset: i64) -> Result<()> {
+        for suffix in [names::LOG, names::INDEX, names::TIME_INDEX] {
+            let path = names::path(&self.shared.dir, base_offset, suffix);
+            match self.disk.remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path, e));
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 

@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::tick::Shard;
+use super::tick::{JournalWanted, Shard};
 use super::{Answers, AppendInfo, AppendReply, Mark, Promise, Reply, Slot, closed};
 use crate::error::{Error, Result};
 use crate::io::{Done, Lane, Op};
 use crate::journal::{self, Availability, Journal, Stretch};
 use crate::log::{Ahead, AppendRequest, Log, SyncOutcome};
 use crate::offset::Offset;
+use std::sync::atomic::Ordering;
 
 /// Marks the token of a frame; the rest is its sequence. Other tokens are partitions.
 const FRAME_TOKEN: u64 = 1 << 63;
@@ -220,6 +221,9 @@ impl Shard {
                 reason: "the journal failed and cannot note it; reopen the engine".into(),
             });
         }
+        if self.old_journals.load(Ordering::Acquire) && !self.journal.has_files() {
+            self.make_journal_now()?;
+        }
         let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
             return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
         };
@@ -231,6 +235,21 @@ impl Shard {
             log.finish_truncate(&cut)?;
             Ok(log.shared.offsets.log_end())
         })
+    }
+
+    /// Waits for journal files: what earlier sessions left in theirs can be undone only there.
+    fn make_journal_now(&mut self) -> Result<()> {
+        self.journal_wanted = JournalWanted::No;
+        self.want_journal();
+        while matches!(self.journal_wanted, JournalWanted::Asked(_)) {
+            let time = Some(std::time::Duration::from_millis(10));
+            self.lane.wait(time).map_err(|e| Error::io("wait for", "the journal", e))?;
+            self.take_journal_files();
+        }
+        match self.journal.has_files() {
+            true => Ok(()),
+            false => Err(Error::NoSpace { path: "the journal".into() }),
+        }
     }
 
     /// Waits until the cut is on disk.

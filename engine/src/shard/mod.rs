@@ -32,7 +32,7 @@ use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
 use mailbox::{Full, Sender, mailbox};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -160,6 +160,8 @@ impl ShardHandle {
 
     /// Stops the thread after what is queued.
     pub(crate) fn stop(&self) {
+        // A shard that callers run knows, through what it calls, its own handle.
+        drop(self.driven.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             self.send(Message::Stop);
@@ -223,6 +225,8 @@ pub(crate) struct Setup {
     pub(crate) checkpoint_interval: Duration,
     /// Of this open of the directory.
     pub(crate) session: u64,
+    /// Journals of earlier sessions are there, which a crash would replay.
+    pub(crate) old_journals: Arc<AtomicBool>,
     pub(crate) retired: RetiredSink,
     pub(crate) make_journal: JournalMaker,
     pub(crate) store_recovery_points: StoreRecoveryPoints,

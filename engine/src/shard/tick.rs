@@ -16,7 +16,7 @@ use crate::log::{Ahead, AppendRequest, Log, Staging, WriteOutcome};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::planted::{Bug, planted};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Requests taken from the mailbox in one tick: enough that a tick's writes are long, few enough
@@ -54,6 +54,7 @@ pub(crate) struct Shard {
     pub(super) journal: Journal,
     pub(super) journal_wanted: JournalWanted,
     pub(super) checkpoints: Checkpoints,
+    pub(super) old_journals: Arc<AtomicBool>,
     inflight_bytes: Arc<AtomicU64>,
     gauges: Arc<Gauges>,
     retired: RetiredSink,
@@ -104,6 +105,7 @@ impl Shard {
                 setup.checkpoint_interval,
                 now,
             ),
+            old_journals: setup.old_journals,
             inflight_bytes,
             gauges,
             retired: setup.retired,
@@ -375,7 +377,7 @@ impl Shard {
     }
 
     /// Asks for journal files when the first append comes that wants them.
-    fn want_journal(&mut self) {
+    pub(super) fn want_journal(&mut self) {
         match &self.journal_wanted {
             JournalWanted::No => {}
             JournalWanted::Done(Some(until)) if self.clock.monotonic() >= *until => {}
@@ -387,7 +389,7 @@ impl Shard {
         self.take_journal_files();
     }
 
-    fn take_journal_files(&mut self) {
+    pub(super) fn take_journal_files(&mut self) {
         let JournalWanted::Asked(slot) = &self.journal_wanted else { return };
         match slot.take() {
             None => {}

@@ -4,9 +4,9 @@ use super::model::{Died, Model, Stored};
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
-use crate::io::sim::{CrashKind, Rng, SimWorld};
+use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
 use crate::{AppendInfo, AppendOptions, Durability, LeaderEpoch, Offset, Partition, Pending};
-use std::path::Path;
+use std::time::Duration;
 
 const DIR: &str = "/data";
 const TOPIC: &str = "t";
@@ -67,6 +67,7 @@ pub(super) struct Life {
     pending: Vec<Vec<Waiting>>,
     next_number: u64,
     seen: Seen,
+    verbose: bool,
 }
 
 struct Waiting {
@@ -75,14 +76,23 @@ struct Waiting {
     answer: Pending<AppendInfo>,
 }
 
+/// Says what a life does, when one seed is looked at.
+macro_rules! say {
+    ($life:expr, $($what:tt)*) => {
+        if $life.verbose {
+            println!("{:>6} {}", $life.world.ios(), format_args!($($what)*));
+        }
+    };
+}
+
 /// What ends a stretch of work: an I/O error that the crash, or a planned fault, brought about.
 type Step = Result<(), String>;
 
 impl Life {
     pub(super) fn new(plan: Plan) -> Life {
         let world = SimWorld::new(plan.seed);
-        world.disk().create_dir(Path::new(DIR)).unwrap();
-        world.disk().sync_dir(Path::new("/")).unwrap();
+        world.make_dir_all(DIR);
+        world.set_knobs(Knobs { short_writes: 20_000, ..Knobs::default() });
         let partitions = plan.partitions as usize;
         Life {
             plan,
@@ -94,6 +104,7 @@ impl Life {
             pending: (0..partitions).map(|_| Vec::new()).collect(),
             next_number: 0,
             seen: Seen::default(),
+            verbose: std::env::var_os("SEED").is_some(),
         }
     }
 
@@ -104,7 +115,7 @@ impl Life {
     fn config(&self) -> Config {
         let mut config = Config::new(DIR);
         config.shards = 1 + (self.plan.seed % 2) as usize;
-        config.replay_bytes_max = 4 * 4 * 32_768 * config.shards as u64;
+        config.replay_bytes_max = 4 * 8 * 32_768 * config.shards as u64;
         config.reserve_bytes = 0;
         config.mailbox_requests_max = 64;
         config.checkpoint_interval_ms = 100;
@@ -127,7 +138,7 @@ impl Life {
             let died = self.work_until_crash();
             self.recover(died)?;
         }
-        self.world.set_calm();
+        self.world.clear_faults();
         let closed = self.close().or_else(|_| {
             // A fault before the calm may have failed a partition: reopened it is whole.
             self.drop_engine();
@@ -141,6 +152,44 @@ impl Life {
         Ok(self.seen)
     }
 
+    /// One short life from the first open to the close, with the planned cut or fault anywhere in it;
+    /// then recovery, perhaps cut short as well, and a last look.
+    pub(super) fn live_through(mut self) -> Result<Seen, String> {
+        if let Some(at) = self.plan.cut_at {
+            self.world.cut_at(at, CrashKind::Power);
+        }
+        if let Some((at, errno)) = self.plan.fail_at {
+            self.world.fail_at(at, errno);
+        }
+        let started = self.start(Died::Nobody);
+        if started.is_ok() {
+            for _ in 0..self.plan.operations {
+                self.operation();
+            }
+            self.settle();
+        } else if self.world.died().is_none() && self.plan.fail_at.is_none() {
+            started?;
+        }
+        let closed = self.close();
+        self.seen.ios = self.world.ios();
+        let died = match self.world.died() {
+            Some(_) => Died::Machine,
+            None if closed.is_ok() && self.plan.fail_at.is_none() => Died::Nobody,
+            None => Died::Process,
+        };
+        self.drop_engine();
+        if died != Died::Nobody {
+            self.seen.crashes += 1;
+            let machine = died == Died::Machine;
+            self.world.crash(if machine { CrashKind::Power } else { CrashKind::Process });
+        }
+        self.recover(died)?;
+        self.world.clear_faults();
+        self.close()?;
+        self.start(Died::Nobody)?;
+        Ok(self.seen)
+    }
+
     /// Opens the directory and compares every partition with its oracle.
     fn start(&mut self, died: Died) -> Step {
         let engine = Engine::open_on(self.config(), self.world.disk(), None, Threads::Caller)
@@ -148,12 +197,18 @@ impl Life {
         self.partitions.clear();
         for number in 0..self.plan.partitions {
             let partition = match engine.partition(TOPIC, number) {
-                Err(crate::Error::NotFound { .. }) if self.models[number as usize].log_end() == 0 => {
+                Err(crate::Error::NotFound { .. })
+                    if self.models[number as usize].log_end() == 0 =>
+                {
                     engine.create_partition(TOPIC, number, self.config().partition)
                 }
                 opened => opened,
             };
             let partition = partition.map_err(|e| format!("partition {number}: {e}"))?;
+            say!(self, "partition {number} opened: {:?}", partition.stat());
+            for segment in partition.shared().segments.load().iter() {
+                say!(self, "   {segment:?} {:?}", segment.damaged());
+            }
             self.models[number as usize]
                 .check(&partition, died)
                 .map_err(|e| format!("partition {number}: {e}"))?;
@@ -172,7 +227,9 @@ impl Life {
             false => Died::Process,
         };
         let kind = if died == Died::Machine { CrashKind::Power } else { CrashKind::Process };
-        self.world.set_fault_rate(self.plan.faults);
+        let rate = self.plan.faults;
+        let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
+        self.world.set_fault_rates(rates);
         let at = match self.plan.cut_at {
             Some(at) => at,
             None => self.world.ios() + self.rng.below(u64::from(self.plan.operations) * 6),
@@ -183,7 +240,7 @@ impl Life {
         }
         for _ in 0..self.plan.operations {
             self.operation();
-            if self.world.is_dead() {
+            if self.world.died().is_some() {
                 break;
             }
         }
@@ -191,6 +248,7 @@ impl Life {
         self.seen.crashes += 1;
         self.drop_engine();
         self.world.crash(kind);
+        say!(self, "crashed: {died:?}");
         died
     }
 
@@ -201,8 +259,8 @@ impl Life {
             let kind = if self.rng.coin() { CrashKind::Power } else { CrashKind::Process };
             self.world.cut_at(at, kind);
             let opened = self.open_and_touch();
-            if !self.world.is_dead() && opened.is_ok() {
-                self.world.set_calm();
+            if !self.world.died().is_some() && opened.is_ok() {
+                self.world.clear_faults();
                 break;
             }
             self.drop_engine();
@@ -213,7 +271,7 @@ impl Life {
             self.seen.crashes += 1;
         }
         self.drop_engine();
-        self.world.set_calm();
+        self.world.clear_faults();
         self.start(died)
     }
 
@@ -268,7 +326,7 @@ impl Life {
             37 => {
                 let _ = self.engine.as_ref().unwrap().keep();
             }
-            38 => self.world.clock().advance_ms(120),
+            38 => self.world.clock().advance(Duration::from_millis(120)),
             _ => self.settle(),
         }
     }
@@ -305,6 +363,9 @@ impl Life {
                 let Ok(info) = answer.wait() else { continue };
                 let durable = info.durability == Durability::Durable;
                 let stored = Stored { number, base: info.base_offset.0, count };
+                if self.verbose {
+                    println!("       partition {at} answered {stored:?} {:?}", info.durability);
+                }
                 self.models[at].on_written(stored, durable);
                 self.seen.acknowledged += u64::from(durable);
             }
@@ -324,7 +385,9 @@ impl Life {
 
     fn flush(&mut self, at: usize) {
         self.settle();
-        if let Ok(durable) = self.partitions[at].flush() {
+        let flushed = self.partitions[at].flush();
+        say!(self, "partition {at} flushed: {flushed:?}");
+        if let Ok(durable) = flushed {
             self.models[at].on_durable(durable.0);
         }
     }
@@ -333,7 +396,8 @@ impl Life {
         self.settle();
         let before = self.rng.below(1 + self.models[at].log_end().cast_unsigned()).cast_signed();
         self.models[at].deleting_before(before);
-        let _ = self.partitions[at].delete_records(Offset(before));
+        let deleted = self.partitions[at].delete_records(Offset(before));
+        say!(self, "partition {at} deleted before {before}: {deleted:?}");
     }
 
     fn truncate(&mut self, at: usize) {
@@ -346,7 +410,9 @@ impl Life {
             return;
         }
         self.models[at].truncating(to);
-        if self.partitions[at].truncate(Offset(to)).is_ok() {
+        let truncated = self.partitions[at].truncate(Offset(to));
+        say!(self, "partition {at} truncated to {to}: {truncated:?}");
+        if truncated.is_ok() {
             self.models[at].truncated(to);
         }
     }
