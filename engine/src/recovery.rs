@@ -161,6 +161,8 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
                 tracing::warn!(partition = %opening.name, base, "a segment behind the log end goes");
                 remove_segment(disk.as_ref(), &opening.dir, base)?;
             }
+            // A second power cut must not bring them back over what is appended now.
+            sync_dir(disk.as_ref(), &opening.dir)?;
         }
     }
     if let (Some(last), true) = (loaded.last_mut(), writable) {
@@ -174,6 +176,9 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
         // Kafka: a log that ends before its start holds nothing that may be read; begin there.
         for old in loaded.drain(..).filter(|_| writable) {
             remove_segment(disk.as_ref(), &opening.dir, old.segment.base_offset())?;
+        }
+        if writable {
+            sync_dir(disk.as_ref(), &opening.dir)?;
         }
     }
     let goes_on_at = loaded.last().filter(|l| l.index.is_none()).map(|l| l.tail.end_offset);
@@ -274,8 +279,12 @@ fn new_active(
 ) -> Result<ActiveSegment> {
     let interval = opening.config.index_interval_bytes;
     let active = create_first(disk, &opening.dir, base, interval, now_ms)?;
-    disk.sync_dir(&opening.dir).map_err(|e| Error::io("sync", &opening.dir, e))?;
+    sync_dir(disk, &opening.dir)?;
     Ok(active)
+}
+
+fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
 }
 
 /// A read-only look at a directory whose first segment is not there yet.

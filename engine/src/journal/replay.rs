@@ -124,6 +124,9 @@ pub(crate) fn scan(
         let read = file.read_up_to(&mut block, 0).map_err(|e| Error::io("read", &path, e))?;
         replay.paths.push(path.clone());
         if let Some(header) = block.get(..read).and_then(FileHeader::decode) {
+            // A process that died may have left a write in the disk's cache: what is believed from
+            // here on must survive the next power cut too.
+            file.sync_data().map_err(|e| Error::io("sync", &path, e))?;
             replay.next_session = replay.next_session.max(header.session + 1);
             begun.push(Begun { header, path, file });
         }

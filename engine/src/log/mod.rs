@@ -150,6 +150,15 @@ impl Log {
             self.retire(segment)?;
         }
         self.shared.segments.store(Arc::new(list));
+        if gone > 0 {
+            // Before anything later is durable: a segment that came back without what it had not
+            // synced would be a hole before records that were promised.
+            let synced = self.sync_dir();
+            if synced.is_err() {
+                self.failed = Some("delete");
+            }
+            synced?;
+        }
         Ok(before)
     }
 

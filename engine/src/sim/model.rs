@@ -31,6 +31,8 @@ pub(super) struct Model {
     /// Answered with an error since the last crash, and passed over by what came behind: a power cut
     /// may bring one back in the place of what was written there and not durable.
     failed: Vec<(u64, i64)>,
+    /// Offsets taken by batches that were answered with errors.
+    guessed: Vec<(i64, i64)>,
     /// Records below were promised to survive a power cut.
     durable: i64,
     /// Highest log start that was asked for.
@@ -67,7 +69,11 @@ impl Model {
         // An append that was to be durable and failed may have been written all the same.
         let gap = stored.base - self.log_end;
         let fill = filling(&before, gap).expect("an offset was left out or given twice");
-        self.failed.extend(before.iter().filter(|batch| !fill.contains(batch)));
+        if gap > 0 {
+            // Which of them it was does not show: any that fits may be found there.
+            self.guessed.push((self.log_end, stored.base));
+        }
+        self.failed.extend(before);
         for (number, count) in fill {
             self.written.push(Stored { number, base: self.log_end, count });
             self.log_end += count;
@@ -150,13 +156,17 @@ impl Model {
         if died != Died::Nobody {
             self.unknown.clear();
             self.failed.clear();
+            self.guessed.clear();
             self.may_end_at = None;
         }
         Ok(())
     }
 
     fn compare(&self, found: &[Stored], start: i64, end: i64, died: Died) -> Result<(), String> {
-        let mut expected = self.written.iter().filter(|stored| stored.next() > start);
+        let guessed =
+            |base: i64| self.guessed.iter().any(|(from, to)| (*from..*to).contains(&base));
+        let known = |stored: &&Stored| stored.next() > start && !guessed(stored.base);
+        let mut expected = self.written.iter().filter(known);
         let mut unknown = self.unknown.iter();
         let mut next = None;
         let mut past_written = false;
@@ -165,6 +175,9 @@ impl Model {
                 return Err(format!("a hole before {batch:?}"));
             }
             next = Some(batch.next());
+            if guessed(batch.base) && self.failed.contains(&(batch.number, batch.count)) {
+                continue;
+            }
             if !past_written && let Some(wanted) = expected.next() {
                 if wanted == batch {
                     continue;
