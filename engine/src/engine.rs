@@ -150,8 +150,7 @@ impl Engine {
         ));
         if mode == Mode::Clean && !replay.paths.is_empty() {
             // Before the mark goes: a crash must not find journals that nobody reads.
-            remove_files(disk.as_ref(), &replay.paths)?;
-            disk.sync_dir(&dir).map_err(|e| Error::io("sync", &dir, e))?;
+            journal::remove(disk.as_ref(), &dir, &replay.paths)?;
         }
         // From here on a crash means recovery, also one in the middle of this open.
         let session = Session { number, mount };
@@ -556,8 +555,7 @@ impl Core {
         // A later crash must not miss them: what they held is below these.
         self.keeper.write_checkpoints(&self.registry)?;
         let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
-        remove_files(disk, &old.paths)?;
-        disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        journal::remove(disk, dir, &old.paths)?;
         self.old_journals.store(false, Ordering::Release);
         *replay = None;
         Ok(())
@@ -569,7 +567,7 @@ impl Core {
         let (disk, dir) = (self.disk.as_ref(), &self.config.dir);
         let journals = list(disk, dir)?.journals;
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
-        remove_files(disk, &journals)?;
+        journal::remove(disk, dir, &journals)?;
         self.space.close()?;
         session::remove(disk, dir)?;
         checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
@@ -583,18 +581,6 @@ impl Drop for Engine {
             tracing::error!(%error, dir = %self.core.config.dir.display(), "closed with an error");
         }
     }
-}
-
-fn remove_files(disk: &dyn Disk, paths: &[PathBuf]) -> Result<()> {
-    for path in paths {
-        match disk.remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", path, e));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// What shards are made from.

@@ -204,6 +204,15 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
         }
         None => read_only_empty(&opening, log_start),
     };
+    if opening.mode == Mode::Killed
+        && opening.replayed.is_some_and(|replayed| replayed.has_cut)
+        && let Some(last) = list.last()
+    {
+        // The process may have died in a truncation, whose files are cut in the page cache only.
+        let file = last.file(&opening.open_files)?;
+        file.sync_data().map_err(|e| Error::io("sync", last.path(), e))?;
+        sync_dir(disk.as_ref(), &opening.dir)?;
+    }
     let log_end = list.last().map_or(log_start, |s| s.tail().end_offset);
     let first = list.first().map_or(log_start, |s| s.base_offset());
     let log_start = log_start.max(first).min(log_end);
@@ -634,8 +643,11 @@ fn redo(
         let base = extent.segment_base;
         let path = names::path(&opening.dir, base, names::LOG);
         if !bases.contains(&base) {
-            // A segment below those that are there was deleted; one past them was lost.
-            if first.is_some_and(|first| base < first) || bases.last().is_some_and(|l| base < *l) {
+            // A segment below those that are there was deleted, and so was one whose beginning is
+            // not here: a name is on disk before the first byte. One past them all was lost.
+            let below = first.is_some_and(|first| base < first)
+                || bases.last().is_some_and(|last| base < *last);
+            if below || extent.position > 0 {
                 continue;
             }
             create_segment(disk, &opening.dir, base)?;

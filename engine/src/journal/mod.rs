@@ -27,7 +27,7 @@ mod replay;
 
 pub(crate) use files::{FILES, JournalFiles, create_files, is_journal_name};
 pub(crate) use format::{EntryKind, Stretch};
-pub(crate) use replay::{Extent, Replay, ReplayedLog, scan};
+pub(crate) use replay::{Extent, Replay, ReplayedLog, remove, scan};
 
 use crate::io::{Buffer, FileRef, Lane, Op};
 use crate::planted::{Bug, planted};

@@ -46,6 +46,8 @@ impl Replay {
 #[derive(Clone, Default)]
 pub(crate) struct ReplayedLog {
     pub(crate) extents: Vec<Extent>,
+    /// A cut is among what was read.
+    pub(crate) has_cut: bool,
 }
 
 /// Bytes of a segment that are in a journal file.
@@ -88,6 +90,31 @@ impl ReplayedLog {
             last.next_offset = offset;
         }
     }
+}
+
+/// Removes journals, oldest first, each removal on disk before the next: what a power cut leaves of
+/// them must not lack the cuts that undo its entries.
+pub(crate) fn remove(disk: &dyn Disk, dir: &Path, paths: &[PathBuf]) -> Result<()> {
+    let mut ordered = Vec::new();
+    for path in paths {
+        match disk.open(path, OpenMode::Read) {
+            Ok(file) => {
+                let mut block = vec![0; FileHeader::BYTES];
+                let read =
+                    file.read_up_to(&mut block, 0).map_err(|e| Error::io("read", path, e))?;
+                let header = block.get(..read).and_then(FileHeader::decode);
+                ordered.push((header.map(|h| (h.session, h.generation)), path));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("open", path, e)),
+        }
+    }
+    ordered.sort();
+    for (_, path) in ordered {
+        disk.remove_file(path).map_err(|e| Error::io("remove", path, e))?;
+        disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+    }
+    Ok(())
 }
 
 /// One journal file that was begun.
@@ -188,6 +215,7 @@ fn read_lane(files: &[Begun], whole: bool, replay: &mut Replay) -> Result<()> {
         let Some(begun) = files.get(frame.file) else { continue };
         for (entry, at) in frame.entries {
             let log = replay.logs.entry((entry.partition, entry.topic_id)).or_default();
+            log.has_cut |= entry.kind == EntryKind::Cut;
             log.cut(entry.segment_base, entry.position, entry.offset);
             if entry.kind == EntryKind::Append {
                 log.extents.push(Extent {
