@@ -7,7 +7,7 @@ use crate::kernel::{self, LogFate};
 use crate::load::Outcome;
 use crate::random::Random;
 use crate::volatile::VolatileCache;
-use rustix::fs::{MemfdFlags, SeekFrom};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs::File;
@@ -139,7 +139,6 @@ impl Disk {
     /// The power goes: nothing more reaches the disk. What was not flushed is lost when it comes
     /// back.
     pub(crate) fn cut(&self, random: &mut Random) -> Outcome<()> {
-        let root = File::open(&self.target)?;
         let fate = match &self.cache {
             Some(cache) => {
                 cache.die();
@@ -148,9 +147,12 @@ impl Disk {
             None if random.one_in(6) => LogFate::Flushed,
             None => LogFate::Lost,
         };
-        match kernel::shut_down(&root, fate) {
+        let opened =
+            rustix::fs::open(&self.target, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        match opened.and_then(|root| kernel::shut_down(&root, fate)) {
+            Ok(()) => Ok(()),
             // A file system that met errors first is down already.
-            Ok(()) | Err(Errno::IO) => Ok(()),
+            Err(Errno::IO) if self.cache.is_some() => Ok(()),
             Err(e) => Err(format!("shut down {}: {e}", self.target.display()).into()),
         }
     }

@@ -2,7 +2,7 @@
 //! directory and reads it from end to end. Both run until they are done or killed.
 
 use crate::random::{Random, mix};
-use crate::report::{Event, now_ns, say};
+use crate::report::{Event, HoleKind, now_ns, say};
 use loglane::format::{BatchBuilder, Batches, Codec};
 use loglane::io::BackendChoice;
 use loglane::{
@@ -238,7 +238,12 @@ fn read(partition: &Partition) -> Outcome<()> {
         let lease = match partition.fetch(Offset(next), &options) {
             Ok(lease) => lease,
             Err(Error::Damaged { next_offset, .. }) if next_offset.0 > next => {
-                say(&[Event::Hole { partition: number, from: next, to: next_offset.0 }]);
+                say(&[Event::Hole {
+                    partition: number,
+                    from: next,
+                    to: next_offset.0,
+                    how: HoleKind::Damaged,
+                }]);
                 next = next_offset.0;
                 continue;
             }
@@ -254,7 +259,12 @@ fn read(partition: &Partition) -> Outcome<()> {
                     continue;
                 }
                 if record.offset > next {
-                    say(&[Event::Hole { partition: number, from: next, to: record.offset }]);
+                    say(&[Event::Hole {
+                        partition: number,
+                        from: next,
+                        to: record.offset,
+                        how: HoleKind::Skipped,
+                    }]);
                     next = record.offset;
                 }
                 value(number, next, &mut expected);
@@ -269,7 +279,7 @@ fn read(partition: &Partition) -> Outcome<()> {
         }
         if next == before {
             // Nothing from here on although the log does not end here.
-            say(&[Event::Hole { partition: number, from: next, to: end }]);
+            say(&[Event::Hole { partition: number, from: next, to: end, how: HoleKind::Empty }]);
             next = end;
         }
     }

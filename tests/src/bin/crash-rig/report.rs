@@ -26,6 +26,17 @@ pub(crate) fn today() -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// How a hole shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HoleKind {
+    /// The engine reports damage there.
+    Damaged,
+    /// A fetch goes on behind it without a word.
+    Skipped,
+    /// A fetch finds nothing there, as at the end of the log.
+    Empty,
+}
+
 /// One thing a child has to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
@@ -35,8 +46,8 @@ pub(crate) enum Event {
     Opened { at_ns: u64 },
     /// Records below `before` may go from here on.
     Deleting { partition: u32, before: i64 },
-    /// Offsets that cannot be read though the log goes on behind them.
-    Hole { partition: u32, from: i64, to: i64 },
+    /// Offsets that cannot be read though the log goes on behind them, and what a fetch said.
+    Hole { partition: u32, from: i64, to: i64, how: HoleKind },
     /// A partition was read from `start` to `end`; every record but those in holes was right.
     Range { partition: u32, start: i64, end: i64 },
     /// All partitions were read.
@@ -53,7 +64,9 @@ impl fmt::Display for Event {
             }
             Event::Opened { at_ns } => write!(f, "opened {at_ns}"),
             Event::Deleting { partition, before } => write!(f, "deleting {partition} {before}"),
-            Event::Hole { partition, from, to } => write!(f, "hole {partition} {from} {to}"),
+            Event::Hole { partition, from, to, how } => {
+                write!(f, "hole {partition} {from} {to} {}", *how as u8)
+            }
             Event::Range { partition, start, end } => write!(f, "range {partition} {start} {end}"),
             Event::Checked => write!(f, "checked"),
             Event::Failed { at_ns, why } => write!(f, "failed {at_ns} {}", why.replace('\n', " ")),
@@ -85,6 +98,11 @@ impl Event {
                 partition: number()?.try_into().ok()?,
                 from: number()?,
                 to: number()?,
+                how: match number()? {
+                    0 => HoleKind::Damaged,
+                    1 => HoleKind::Skipped,
+                    _ => HoleKind::Empty,
+                },
             },
             "range" => Event::Range {
                 partition: number()?.try_into().ok()?,
@@ -113,7 +131,7 @@ mod tests {
             Event::Durable { at_ns: 17, partition: 3, end: 40 },
             Event::Opened { at_ns: 1 },
             Event::Deleting { partition: 0, before: 12 },
-            Event::Hole { partition: 2, from: 5, to: 9 },
+            Event::Hole { partition: 2, from: 5, to: 9, how: HoleKind::Skipped },
             Event::Range { partition: 1, start: 0, end: 8 },
             Event::Checked,
             Event::Failed { at_ns: 5, why: "no space left".into() },

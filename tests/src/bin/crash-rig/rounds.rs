@@ -4,7 +4,7 @@ use crate::child::{Child, Next};
 use crate::disk::Disk;
 use crate::load::Outcome;
 use crate::random::Random;
-use crate::report::{Event, now_ns};
+use crate::report::{Event, HoleKind, now_ns};
 use crate::volatile::Health;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,7 +18,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Default, Debug)]
 struct Promise {
     /// Everything below was acknowledged as durable before a cut.
-    end: i64,
+    acked: i64,
+    /// The log ended here when a recovery had made all of it durable.
+    recovered: i64,
     /// Records below this may be gone: somebody asked for their deletion.
     deleted: i64,
 }
@@ -28,7 +30,7 @@ struct Promise {
 struct Found {
     start: i64,
     end: i64,
-    holes: Vec<(i64, i64)>,
+    holes: Vec<(i64, i64, HoleKind)>,
 }
 
 /// Sums over all rounds.
@@ -41,6 +43,11 @@ pub(crate) struct Sums {
     pub(crate) disk_errors: u64,
     pub(crate) acked_records: u64,
     pub(crate) lost: u64,
+    /// Holes between records that were never acknowledged as durable: nothing promised is gone, but
+    /// offsets are not dense.
+    pub(crate) gaps: u64,
+    /// Of these, with records behind them; behind the others the log only says that it goes on.
+    pub(crate) gaps_before_records: u64,
 }
 
 pub(crate) struct Rounds {
@@ -73,8 +80,8 @@ impl Rounds {
     }
 
     /// One round, with at least one cut. An error is a loss, a refusal of the engine, or trouble of
-    /// the rig itself; the text says which.
-    pub(crate) fn round(&mut self) -> Outcome<()> {
+    /// the rig itself; the text says which. What is returned tells of gaps, after which rounds go on.
+    pub(crate) fn round(&mut self) -> Outcome<Option<String>> {
         if self.sums.cuts == 0 || self.cuts_on_image >= CUTS_PER_IMAGE {
             self.fresh()?;
         }
@@ -92,12 +99,13 @@ impl Rounds {
                 self.interrupt_recovery(with_cut)?;
             }
         }
-        self.verify()?;
-        if self.is_sick {
-            // A file system that met errors may refuse the next ones for reasons of its own.
+        let gaps = self.verify()?;
+        // A file system that met errors may refuse the next cuts for reasons of its own; a gap would
+        // be met again and again.
+        if self.is_sick || gaps.is_some() {
             self.cuts_on_image = CUTS_PER_IMAGE;
         }
-        Ok(())
+        Ok(gaps)
     }
 
     fn fresh(&mut self) -> Outcome<()> {
@@ -197,10 +205,12 @@ impl Rounds {
                 Event::Durable { at_ns, partition, end } if *at_ns < cut_ns => {
                     let promise = self.promises.entry(*partition).or_default();
                     if is_writer && is_open {
-                        let more = (end - promise.end).max(0);
+                        let more = (end - promise.acked.max(promise.recovered)).max(0);
                         self.sums.acked_records += more.cast_unsigned();
+                        promise.acked = promise.acked.max(*end);
+                    } else {
+                        promise.recovered = promise.recovered.max(*end);
                     }
-                    promise.end = promise.end.max(*end);
                 }
                 Event::Deleting { partition, before } => {
                     let promise = self.promises.entry(*partition).or_default();
@@ -217,7 +227,7 @@ impl Rounds {
     }
 
     /// Recovers, reads everything and compares it with what was promised.
-    fn verify(&mut self) -> Outcome<()> {
+    fn verify(&mut self) -> Outcome<Option<String>> {
         let flags: &[&str] = if self.random.one_in(3) { &["close"] } else { &[] };
         let child = self.start("check", flags)?;
         let deadline = Instant::now() + SILENCE_MAX;
@@ -230,8 +240,8 @@ impl Rounds {
                 Next::Late => return Err("the recovery did not end within a minute".into()),
             };
             match &event {
-                Event::Hole { partition, from, to } => {
-                    found.entry(*partition).or_default().holes.push((*from, *to));
+                Event::Hole { partition, from, to, how } => {
+                    found.entry(*partition).or_default().holes.push((*from, *to, *how));
                 }
                 Event::Range { partition, start, end } => {
                     let partition = found.entry(*partition).or_default();
@@ -248,36 +258,34 @@ impl Rounds {
         if !is_checked {
             return Err("the recovery ended before it had read everything".into());
         }
-        self.compare(&found)?;
-        self.promised(&heard, u64::MAX, false)
+        let gaps = self.compare(&found)?;
+        self.promised(&heard, u64::MAX, false)?;
+        Ok(gaps)
     }
 
-    fn compare(&mut self, found: &BTreeMap<u32, Found>) -> Outcome<()> {
-        let mut wrong = Vec::new();
+    /// Holds what was found against the promises. Returns what there is to say of gaps.
+    fn compare(&mut self, found: &BTreeMap<u32, Found>) -> Outcome<Option<String>> {
+        let (mut losses, mut gaps) = (Vec::new(), Vec::new());
         for (number, promise) in &self.promises {
             let nothing = Found::default();
             let here = found.get(number).unwrap_or(&nothing);
-            let lost_tail = (promise.end - here.end).max(0);
-            let lost_front = (here.start - promise.deleted).max(0);
-            let lost_between: i64 = here
-                .holes
-                .iter()
-                .map(|(from, to)| (to.min(&promise.end) - from.max(&promise.deleted)).max(0))
-                .sum();
-            let lost = lost_tail + lost_front + lost_between;
+            let lost = lost(promise, here);
             if lost > 0 {
                 self.sums.lost += lost.cast_unsigned();
-                wrong.push(format!(
+                losses.push(format!(
                     "partition {number}: {lost} records lost of {promise:?}, {here:?}"
                 ));
             } else if !here.holes.is_empty() {
-                wrong.push(format!("partition {number}: offsets are not dense: {here:?}"));
+                self.sums.gaps += here.holes.len() as u64;
+                let inside = here.holes.iter().filter(|(_, to, _)| *to < here.end);
+                self.sums.gaps_before_records += inside.count() as u64;
+                gaps.push(format!("partition {number}: a gap past {promise:?}, {here:?}"));
             }
         }
-        match wrong.is_empty() {
-            true => Ok(()),
-            false => Err(wrong.join("; ").into()),
+        if !losses.is_empty() {
+            return Err(losses.join("; ").into());
         }
+        Ok(Some(gaps.join("; ")).filter(|gaps| !gaps.is_empty()))
     }
 
     fn start(&mut self, role: &str, flags: &[&str]) -> Outcome<Child> {
@@ -286,5 +294,38 @@ impl Rounds {
 
     fn micros(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_micros(from + self.random.below(to - from))
+    }
+}
+
+/// Records that were promised and are not there. A hole that a recovery found and promised was one
+/// before: it counts as a gap.
+fn lost(promise: &Promise, here: &Found) -> i64 {
+    let tail = (promise.acked.max(promise.recovered) - here.end).max(0);
+    let front = (here.start - promise.deleted).max(0);
+    let between = |(from, to, _): &(i64, i64, HoleKind)| {
+        ((*to).min(promise.acked) - (*from).max(promise.deleted)).max(0)
+    };
+    tail + front + here.holes.iter().map(between).sum::<i64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_told_from_a_deletion_and_from_a_gap_that_was_not_promised() {
+        let promise = Promise { acked: 100, recovered: 105, deleted: 10 };
+        let found = |start, end, holes: &[(i64, i64)]| Found {
+            start,
+            end,
+            holes: holes.iter().map(|(from, to)| (*from, *to, HoleKind::Damaged)).collect(),
+        };
+        assert_eq!(lost(&promise, &found(0, 105, &[])), 0);
+        assert_eq!(lost(&promise, &found(10, 130, &[(100, 120)])), 0);
+        assert_eq!(lost(&promise, &found(0, 105, &[(5, 10)])), 0, "deleted");
+        assert_eq!(lost(&promise, &found(0, 104, &[])), 1, "the tail");
+        assert_eq!(lost(&promise, &found(13, 105, &[])), 3, "the front");
+        assert_eq!(lost(&promise, &found(0, 130, &[(98, 120)])), 2, "between");
+        assert_eq!(lost(&promise, &Found::default()), 105, "everything");
     }
 }

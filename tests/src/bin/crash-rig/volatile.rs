@@ -21,6 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 const SECTOR: usize = 512;
+/// The first block is written whole or not at all: ext4 writes its superblock, two sectors under one
+/// checksum, outside of its journal, and does not mount with half of it.
+const WHOLE_SECTORS: u64 = 8;
 const FILE: INodeNo = INodeNo(2);
 const FILE_NAME: &str = "disk";
 /// Nothing about the file changes.
@@ -58,7 +61,8 @@ impl State {
             // The loop device writes whole sectors.
             let sector: [u8; SECTOR] = bytes.try_into().map_err(|_| Errno::EINVAL)?;
             let older = self.cache.insert(number, sector);
-            if let Some(older) = older.filter(|_| self.random.one_in(2)) {
+            let may_tear = number >= WHOLE_SECTORS;
+            if let Some(older) = older.filter(|_| may_tear && self.random.one_in(2)) {
                 self.store(number, &older)?;
             }
         }
@@ -101,8 +105,13 @@ impl State {
     fn lose(&mut self, random: &mut Random) -> Result<(), Errno> {
         // All, none, or about so many of eight.
         let survivors = random.below(9);
+        let is_first_block_kept = random.one_in(2);
         for (number, sector) in std::mem::take(&mut self.cache) {
-            if random.below(8) < survivors {
+            let is_kept = match number < WHOLE_SECTORS {
+                true => is_first_block_kept,
+                false => random.below(8) < survivors,
+            };
+            if is_kept {
                 self.store(number, &sector)?;
             }
         }
