@@ -43,8 +43,8 @@ CUTS_EXT4 ?= 10000
 CUTS_XFS ?= 1000
 CUTS_VOLATILE ?= 500
 crash: ## cut the power under a running engine, thousands of times (root; skips with a message otherwise)
-	$(CARGO) build --release --quiet -p loglane-tests --bin crash-rig
-	@CUTS_EXT4=$(CUTS_EXT4) CUTS_XFS=$(CUTS_XFS) CUTS_VOLATILE=$(CUTS_VOLATILE) tests/crash.sh
+	@CARGO="$(CARGO)" CUTS_EXT4=$(CUTS_EXT4) CUTS_XFS=$(CUTS_XFS) CUTS_VOLATILE=$(CUTS_VOLATILE) \
+		tests/crash.sh
 
 header: ## write include/loglane.h anew from the documented Rust of ffi/
 	UPDATE_HEADER=1 $(CARGO) test -p loglane-ffi --test header

@@ -2,7 +2,7 @@
 # Power cuts under the real engine, of three kinds (tests/src/bin/crash-rig): on ext4 and xfs by the
 # shutdown of the file system, on both by a disk that loses its write cache. One line of JSON for each
 # on stdout. Before that each rig must see a planted loss.
-# Reads CUTS_EXT4, CUTS_XFS, CUTS_VOLATILE, SEED (default: the time).
+# Reads CUTS_EXT4, CUTS_XFS, CUTS_VOLATILE, CARGO, SEED (default: the time).
 set -u
 cd "$(dirname "$0")/.." || exit 2
 rig=target/release/crash-rig
@@ -17,9 +17,13 @@ skip() { echo "crash: skipped: $1" >&2; exit 0; }
 command -v mkfs.ext4 >/dev/null || skip "mkfs.ext4 is missing (Debian: apt-get install e2fsprogs)"
 command -v mkfs.xfs >/dev/null || skip "mkfs.xfs is missing (Debian: apt-get install xfsprogs)"
 
+${CARGO:-cargo} build --release --quiet -p loglane-tests --bin crash-rig || exit 1
+
+# A rig that does not see a writer which acknowledges too early sees nothing.
 planted() {
   local out
-  out=$($rig "$1" --fs "$2" --cuts $PLANTED_CUTS --seed "$seed" --plant ack-before-sync --dir target/crash/planted 2>&1)
+  out=$($rig "$1" --fs "$2" --cuts $PLANTED_CUTS --seed "$seed" --plant ack-before-sync \
+    --dir target/crash/planted 2>&1)
   if [ $? = 1 ] && ! grep -q '"lost":0,' <<<"$out"; then
     echo "crash: $1 $2 sees a planted loss" >&2
   else

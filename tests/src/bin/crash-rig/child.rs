@@ -26,7 +26,8 @@ pub(crate) enum Next {
 impl Child {
     /// Starts this program again, as `role` on a directory.
     pub(crate) fn start(role: &str, dir: &Path, seed: u64, flags: &[&str]) -> Outcome<Child> {
-        let mut process = Command::new(std::env::current_exe()?)
+        // The very program that runs, also when a build has put another in its place.
+        let mut process = Command::new("/proc/self/exe")
             .arg(role)
             .arg(dir)
             .arg(seed.to_string())

@@ -166,6 +166,11 @@ impl Rig {
         let (name, file_system, seed) = (self.name(), self.file_system.name(), self.seed);
         let cut = rounds.sums.cuts;
         eprintln!("{name} {file_system}: seed {seed}, cut {cut}: {trouble}");
+        eprintln!(
+            "the same decisions at other instants, so run it more than once: \
+             crash-rig {name} --fs {file_system} --seed {seed} --cuts {}",
+            self.cuts
+        );
         let image = self.dir.join(format!("{name}-{file_system}-{seed}-{cut}.img"));
         match rounds.disk().keep(&image) {
             Ok(()) => eprintln!(

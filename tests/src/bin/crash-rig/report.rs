@@ -115,10 +115,12 @@ impl Event {
     }
 }
 
-/// Says events in one write. A rig that has gone away ends the child by its death signal.
+/// Says events in one write. With nobody left to listen the child ends.
 pub(crate) fn say(events: &[Event]) {
     let text: String = events.iter().map(|event| format!("{event}\n")).collect();
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    if std::io::stdout().lock().write_all(text.as_bytes()).is_err() {
+        std::process::exit(1);
+    }
 }
 
 #[cfg(test)]

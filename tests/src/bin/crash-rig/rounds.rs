@@ -150,8 +150,13 @@ impl Rounds {
                 Next::Ended => break,
             }
         }
+        let ended_early = cut_at.is_none_or(|at| Instant::now() < at);
         let cut_ns = self.end(writer, with_cut, &mut heard)?;
-        self.promised(&heard, cut_ns, true)
+        self.promised(&heard, cut_ns, true)?;
+        match ended_early && !self.is_sick {
+            true => Err("the writer ended before the cut; its stderr says why".into()),
+            false => Ok(()),
+        }
     }
 
     /// Kills a recovery on its way, with or without a cut.
@@ -217,7 +222,7 @@ impl Rounds {
                     promise.deleted = promise.deleted.max(*before);
                 }
                 Event::Opened { .. } => is_open = true,
-                Event::Failed { at_ns, why } if *at_ns < cut_ns && !self.is_sick => {
+                Event::Failed { at_ns, why } if *at_ns < cut_ns && !(is_writer && self.is_sick) => {
                     return Err(format!("the engine failed before the cut: {why}").into());
                 }
                 _ => {}
