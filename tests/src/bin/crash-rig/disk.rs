@@ -41,6 +41,15 @@ impl FileSystem {
         }
     }
 
+    /// What a disk must write whole for the file system itself to survive. xfs recovers a block only
+    /// if its first sector is old: with a new one over old ones it does not mount.
+    fn whole_bytes(self) -> u64 {
+        match self {
+            FileSystem::Ext4 => 512,
+            FileSystem::Xfs => 4096,
+        }
+    }
+
     fn format(self, device: &Path) -> Outcome<()> {
         let (program, options): (&str, &[&str]) = match self {
             // The tables at once: a thread that still writes them would blur what a cut hits.
@@ -81,7 +90,9 @@ impl Disk {
         let target = place.join("fs");
         std::fs::create_dir(&target)?;
         let cache = match is_volatile {
-            true => Some(VolatileCache::mount(image.try_clone()?, place)?),
+            true => {
+                Some(VolatileCache::mount(image.try_clone()?, file_system.whole_bytes(), place)?)
+            }
             false => None,
         };
         let after_cut = memory("after-cut")?;
@@ -100,6 +111,9 @@ impl Disk {
     /// An empty file system.
     pub(crate) fn format(&mut self) -> Outcome<()> {
         self.unmount()?;
+        if let Some(cache) = &self.cache {
+            cache.clear();
+        }
         self.image.set_len(0)?;
         self.image.set_len(self.file_system.image_bytes())?;
         let (_device, path) = self.attach()?;

@@ -5,7 +5,7 @@
 //! were not flushed is on the platter, in any order, so that writes are lost, torn and reordered.
 
 use crate::load::Outcome;
-use crate::random::Random;
+use crate::random::{Random, mix};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty,
@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 const SECTOR: usize = 512;
-/// The first block is written whole or not at all: ext4 writes its superblock, two sectors under one
-/// checksum, outside of its journal, and does not mount with half of it.
-const WHOLE_SECTORS: u64 = 8;
+/// Sectors of the first block: ext4 writes its superblock, two sectors under one checksum, outside of
+/// its journal, and does not mount with half of it.
+const FIRST_BLOCK: u64 = 8;
 const FILE: INodeNo = INodeNo(2);
 const FILE_NAME: &str = "disk";
 /// Nothing about the file changes.
@@ -46,6 +46,8 @@ struct State {
     image_bytes: u64,
     cache: BTreeMap<u64, [u8; SECTOR]>,
     health: Health,
+    /// Sectors that are never torn from each other.
+    whole_sectors: u64,
     /// Decides which older version of a sector reached the platter by itself.
     random: Random,
     flushes: u64,
@@ -57,12 +59,12 @@ impl State {
             return Err(Errno::EIO);
         }
         let first = offset / SECTOR as u64;
+        let salt = self.random.next();
         for (number, bytes) in (first..).zip(data.chunks(SECTOR)) {
             // The loop device writes whole sectors.
             let sector: [u8; SECTOR] = bytes.try_into().map_err(|_| Errno::EINVAL)?;
             let older = self.cache.insert(number, sector);
-            let may_tear = number >= WHOLE_SECTORS;
-            if let Some(older) = older.filter(|_| may_tear && self.random.one_in(2)) {
+            if let Some(older) = older.filter(|_| self.chance(number, salt) < 4) {
                 self.store(number, &older)?;
             }
         }
@@ -105,17 +107,19 @@ impl State {
     fn lose(&mut self, random: &mut Random) -> Result<(), Errno> {
         // All, none, or about so many of eight.
         let survivors = random.below(9);
-        let is_first_block_kept = random.one_in(2);
+        let salt = random.next();
         for (number, sector) in std::mem::take(&mut self.cache) {
-            let is_kept = match number < WHOLE_SECTORS {
-                true => is_first_block_kept,
-                false => random.below(8) < survivors,
-            };
-            if is_kept {
+            if self.chance(number, salt) < survivors {
                 self.store(number, &sector)?;
             }
         }
         Ok(())
+    }
+
+    /// A number below 8, the same for sectors that are not torn from each other.
+    fn chance(&self, number: u64, salt: u64) -> u64 {
+        let unit = if number < FIRST_BLOCK { 0 } else { number / self.whole_sectors };
+        mix(salt ^ mix(unit + 1)) % 8
     }
 }
 
@@ -127,7 +131,8 @@ pub(crate) struct VolatileCache {
 }
 
 impl VolatileCache {
-    pub(crate) fn mount(image: File, place: &Path) -> Outcome<VolatileCache> {
+    /// `whole_bytes` are never torn from each other.
+    pub(crate) fn mount(image: File, whole_bytes: u64, place: &Path) -> Outcome<VolatileCache> {
         let at = place.join("volatile");
         std::fs::create_dir(&at)?;
         let image_bytes = image.metadata()?.len();
@@ -136,6 +141,7 @@ impl VolatileCache {
             image_bytes,
             cache: BTreeMap::new(),
             health: Health::Good,
+            whole_sectors: whole_bytes / SECTOR as u64,
             random: Random::new(0),
             flushes: 0,
         }));
@@ -150,6 +156,11 @@ impl VolatileCache {
     pub(crate) fn open(&self) -> Outcome<File> {
         let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
         Ok(rustix::fs::open(&self.path, flags, Mode::empty())?.into())
+    }
+
+    /// Forgets what was not flushed: the image is about to be another.
+    pub(crate) fn clear(&self) {
+        self.lock().cache.clear();
     }
 
     /// Makes what a mkfs wrote stable: cuts come later.
