@@ -39,10 +39,17 @@ fuzz-slice: ## fuzz each decoder for FUZZ_SECONDS (needs cargo-fuzz and a nightl
 fuzz: ## fuzz each decoder for ten minutes
 	@tests/fuzz.sh 600
 
+CUTS_EXT4 ?= 10000
+CUTS_XFS ?= 1000
+CUTS_VOLATILE ?= 500
+crash: ## cut the power under a running engine, thousands of times (root; skips with a message otherwise)
+	@CARGO="$(CARGO)" CUTS_EXT4=$(CUTS_EXT4) CUTS_XFS=$(CUTS_XFS) CUTS_VOLATILE=$(CUTS_VOLATILE) \
+		tests/crash.sh
+
 header: ## write include/loglane.h anew from the documented Rust of ffi/
 	UPDATE_HEADER=1 $(CARGO) test -p loglane-ffi --test header
 
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help demo plot test check unit loom fuzz-slice fuzz header clean
+.PHONY: help demo plot test check unit loom fuzz-slice fuzz crash header clean
