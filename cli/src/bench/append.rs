@@ -15,6 +15,12 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Writes that the bare loop has under way, when the engine has several.
+const LIMIT_IN_FLIGHT: u16 = 4;
+/// From this many seconds on the engine also runs without a pause.
+const SUSTAINED_S: f64 = 30.0;
+/// What a run without a pause keeps; older records are deleted, as retention would.
+const SUSTAINED_BYTES_KEPT: u64 = 4 << 30;
 /// How long one round of either side takes.
 const ROUND: Duration = Duration::from_millis(250);
 /// Most bytes of one round: what stays in the page cache before the kernel starts writing back.
@@ -35,7 +41,8 @@ pub(crate) struct Append {
     /// written: in the page cache; durable: on disk
     #[arg(long, value_enum, default_value_t = Class::Written)]
     class: Class,
-    /// How long the engine is measured; the limit takes as long again
+    /// How long the engine is measured; the limit takes as long again. From 30 on the engine first
+    /// runs that long without a pause, and the slowest second is told
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
     /// Appends under way at once [default: 512 and 4 for each partition, durable 1]
@@ -68,13 +75,23 @@ impl Append {
             Class::Durable => Some(Recycled::new(&dir.path().join("recycled"), batch.len())?),
             Class::Written => None,
         };
-        let mut driver = Driver::new(&batch, records, self.class, self.in_flight_max())?;
+        let in_flight = self.in_flight_max();
+        let mut driver = Driver::new(&batch, records, self.class, in_flight)?;
         let partitions = engine.create_topic("bench", self.partitions)?;
         let mut measured = Duration::ZERO;
         // The first round of each warms files, memory and branch predictors, and is not counted.
         let mut warm = false;
-        while figures.engine.is_empty() || measured.as_secs_f64() < self.seconds {
+        if self.seconds >= SUSTAINED_S {
+            driver.sustain(&partitions, Duration::from_secs_f64(self.seconds))?;
+            driver.latencies_ns.clear();
+        }
+        while figures.engine.is_empty()
+            || measured.as_secs_f64() < self.seconds.min(SUSTAINED_S / 2.0)
+        {
             let limit = timed(|| match &mut recycled {
+                Some(recycled) if in_flight > 1 => {
+                    recycled.write_loop_many(LIMIT_IN_FLIGHT, records, ROUND)
+                }
                 Some(recycled) => recycled.write_loop(records, ROUND),
                 None => {
                     let path = dir.path().join("limit");
@@ -84,7 +101,7 @@ impl Append {
             if recycled.is_none() {
                 let _ = std::fs::remove_file(dir.path().join("limit"));
             }
-            let round = timed(|| driver.round(&partitions))?;
+            let round = timed(|| driver.round(&partitions, ROUND, ROUND_BYTES_MAX))?;
             // As retention would: each round has fresh segments, and the disk does not fill.
             for partition in &partitions {
                 partition.delete_records(partition.log_end_offset())?;
@@ -101,10 +118,18 @@ impl Append {
         }
         engine.close()?;
         let class = if self.class == Class::Durable { "durable" } else { "written" };
-        let setup = json!({
+        let mut setup = json!({
             "partitions": self.partitions, "batch_bytes": batch.len(), "class": class,
             "record_bytes": self.record_bytes, "in_flight": self.in_flight_max(),
         });
+        if let (Some(setup), false) = (setup.as_object_mut(), driver.per_second.is_empty()) {
+            let mean = driver.per_second.iter().sum::<u64>() / driver.per_second.len() as u64;
+            let slowest = driver.per_second.iter().min().copied().unwrap_or(0);
+            setup.insert("sustained_bytes_per_s".into(), json!(mean));
+            setup.insert("slowest_second_bytes".into(), json!(slowest));
+            setup.insert("slowest_second_ratio".into(), json!(slowest as f64 / mean as f64));
+            setup.insert("per_second_bytes".into(), json!(driver.per_second));
+        }
         figures.print(out, "append", setup)
     }
 
@@ -142,6 +167,8 @@ struct Driver {
     /// When the append with this token, modulo the limit, was submitted.
     started: Vec<Instant>,
     latencies_ns: Vec<u64>,
+    /// Bytes of each whole second of a run without a pause.
+    per_second: Vec<u64>,
 }
 
 impl Driver {
@@ -164,17 +191,70 @@ impl Driver {
             done: Vec::new(),
             started: vec![Instant::now(); in_flight_max.max(1)],
             latencies_ns: Vec::new(),
+            per_second: Vec::new(),
         })
     }
 
-    fn round(&mut self, partitions: &[Partition]) -> Result<Round, Failure> {
+    /// Appends for that long without a pause, second by second.
+    fn sustain(&mut self, partitions: &[Partition], time: Duration) -> Result<(), Failure> {
+        let (start, mut kept) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            let second = Instant::now();
+            let round = self.round(partitions, Duration::from_secs(1), u64::MAX)?;
+            let ms = u64::try_from(second.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.per_second.push(round.bytes * 1000 / ms.max(1));
+            kept += round.bytes;
+            if kept > SUSTAINED_BYTES_KEPT {
+                for partition in partitions {
+                    let half = partition.log_end_offset().0 - partition.log_start_offset().0;
+                    let before = partition.log_start_offset().0 + half / 2;
+                    partition.delete_records(loglane::Offset(before))?;
+                }
+                kept /= 2;
+            }
+            self.latencies_ns.clear();
+        }
+        Ok(())
+    }
+
+    /// One append after the other, each answered before the next.
+    fn round_of_one(
+        &mut self,
+        partitions: &[Partition],
+        time: Duration,
+        bytes_max: u64,
+    ) -> Result<Round, Failure> {
+        let mut round = Round::default();
+        let (mut turn, start) = (partitions.iter().cycle(), Instant::now());
+        while start.elapsed() < time && round.bytes < bytes_max {
+            let Some(partition) = turn.next() else { break };
+            let before = Instant::now();
+            partition.append(self.batch.clone(), self.options)?;
+            let latency = before.elapsed().as_nanos();
+            self.latencies_ns.push(u64::try_from(latency).unwrap_or(u64::MAX));
+            round.batches += 1;
+            round.records += self.records;
+            round.bytes += self.batch.len() as u64;
+        }
+        Ok(round)
+    }
+
+    fn round(
+        &mut self,
+        partitions: &[Partition],
+        time: Duration,
+        bytes_max: u64,
+    ) -> Result<Round, Failure> {
+        if self.in_flight_max == 1 {
+            return self.round_of_one(partitions, time, bytes_max);
+        }
         let mut round = Round::default();
         let mut free: Vec<usize> = (0..self.in_flight_max).collect();
         let mut turn = partitions.iter().cycle();
         let start = Instant::now();
         let mut ended = false;
         loop {
-            ended |= start.elapsed() >= ROUND || round.bytes >= ROUND_BYTES_MAX;
+            ended |= start.elapsed() >= time || round.bytes >= bytes_max;
             while !ended && let Some(token) = free.pop() {
                 let Some(partition) = turn.next() else { break };
                 if let Some(started) = self.started.get_mut(token) {

@@ -5,12 +5,14 @@
 use super::Round;
 use crate::failure::Failure;
 use loglane::format::crc32c;
+use loglane::io::{BackendChoice, Op, OpenMode, open as open_disk};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What O_DIRECT asks of addresses, positions and lengths.
@@ -42,9 +44,12 @@ pub(super) fn write_loop(
 /// A file whose blocks are written already, open for O_DIRECT|O_DSYNC writes.
 pub(super) struct Recycled {
     file: File,
+    path: PathBuf,
     buffer: Vec<u8>,
     from: usize,
+    /// Bytes of one write, whole blocks, and those of them that count.
     length: usize,
+    payload: usize,
     position: usize,
 }
 
@@ -59,7 +64,65 @@ impl Recycled {
         let length = batch_bytes.next_multiple_of(ALIGNMENT);
         let buffer = vec![7; length + ALIGNMENT];
         let from = buffer.as_ptr().align_offset(ALIGNMENT);
-        Ok(Recycled { file: file.into(), buffer, from, length, position: 0 })
+        let (file, path, payload) = (file.into(), path.to_owned(), batch_bytes);
+        Ok(Recycled { file, path, buffer, from, length, payload, position: 0 })
+    }
+
+    /// The same writes, `in_flight` of them at a time, through a lane of the engine's backend.
+    pub(super) fn write_loop_many(
+        &mut self,
+        in_flight: u16,
+        records: u64,
+        time: Duration,
+    ) -> Result<Round, Failure> {
+        let path = self.path.clone();
+        let io = |what: &'static str| {
+            let path = path.clone();
+            move |e: io::Error| failed(what, &path, &e)
+        };
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let disk = open_disk(dir, BackendChoice::Auto).map_err(io("set up I/O for"))?;
+        let file = disk.open(&self.path, OpenMode::Direct).map_err(io("open"))?;
+        let mut lane = disk.lane().map_err(io("set up a lane for"))?;
+        let mut free = lane.buffers(in_flight, self.length);
+        for buffer in &mut free {
+            buffer.extend_from_slice(&vec![7; self.length]);
+        }
+        let (mut round, mut done, start) = (Round::default(), Vec::new(), Instant::now());
+        loop {
+            let over = start.elapsed() >= time;
+            while !over && let Some(buffer) = free.pop() {
+                if self.position + self.length > RECYCLED_BYTES {
+                    self.position = 0;
+                }
+                let (file, position) = (Arc::clone(&file), self.position as u64);
+                self.position += self.length;
+                lane.submit(Op::WriteDurable { file, buffer, position }, 0);
+            }
+            lane.reap(&mut done);
+            for one in done.drain(..) {
+                one.result.map_err(io("write to"))?;
+                free.extend(one.buffer);
+                round.bytes += self.payload as u64;
+                round.batches += 1;
+                round.records += records;
+            }
+            if over && lane.pending() == 0 {
+                return Ok(round);
+            }
+        }
+    }
+
+    /// One write.
+    pub(super) fn write_once(&mut self) -> Result<(), Failure> {
+        if self.position + self.length > RECYCLED_BYTES {
+            self.position = 0;
+        }
+        let bytes = self.buffer.get(self.from..self.from + self.length).unwrap_or_default();
+        let written = self.file.write_all_at(bytes, self.position as u64);
+        written.map_err(|e| failed("write to", &self.path, &e))?;
+        self.position += self.length;
+        Ok(())
     }
 
     /// One write at a time, each on disk before the next.
@@ -67,15 +130,8 @@ impl Recycled {
         let mut round = Round::default();
         let start = Instant::now();
         while start.elapsed() < time {
-            if self.position + self.length > RECYCLED_BYTES {
-                self.position = 0;
-            }
-            let bytes = self.buffer.get(self.from..self.from + self.length).unwrap_or_default();
-            self.file
-                .write_all_at(bytes, self.position as u64)
-                .map_err(|e| failed("write to", Path::new("the recycled file"), &e))?;
-            self.position += self.length;
-            round.bytes += self.length as u64;
+            self.write_once()?;
+            round.bytes += self.payload as u64;
             round.batches += 1;
             round.records += records;
         }
@@ -106,6 +162,6 @@ pub(super) fn send_loop(
     Ok(round)
 }
 
-fn failed(op: &str, path: &Path, error: &io::Error) -> Failure {
+pub(super) fn failed(op: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("cannot {op} {}: {error}", path.display()), "try another --dir")
 }

@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 mod append;
+mod fanout;
 mod fetch;
 mod limit;
+mod restart;
 
 use crate::Global;
 use crate::failure::{Exit, Failure};
@@ -26,6 +28,14 @@ use std::time::{Duration, Instant};
 pub(crate) enum Bench {
     /// Append batches; the limit is a loop of pwrite + CRC, or of O_DIRECT|O_DSYNC writes
     Append(append::Append),
+    /// Make one record in each of many partitions durable at once, beside one bare journal write and
+    /// beside one fdatasync a file
+    DurableFanout(fanout::Fanout),
+    /// Kill a writer, and time the restart to the first append and the first fetch
+    Restart(restart::Restart),
+    /// What `restart` runs and kills
+    #[command(hide = true)]
+    RestartWriter(restart::RestartWriter),
     /// Fetch and send to a TCP socket; the limit is a loop of sendfile
     Fetch(fetch::Fetch),
 }
@@ -34,6 +44,9 @@ impl Bench {
     pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
         match self {
             Bench::Append(command) => command.run(global, out),
+            Bench::DurableFanout(command) => command.run(global, out),
+            Bench::Restart(command) => command.run(global, out),
+            Bench::RestartWriter(command) => command.run(global),
             Bench::Fetch(command) => command.run(global, out),
         }
     }
