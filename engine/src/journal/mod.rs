@@ -357,6 +357,12 @@ impl Journal {
         std::mem::take(&mut self.filled)
     }
 
+    /// True if it is time to free files.
+    pub(crate) fn is_half_full(&self) -> bool {
+        let full = self.files.iter().filter(|f| f.state == FileState::Full).count();
+        full > 0 && 2 * full >= self.files.len()
+    }
+
     /// Partitions whose segments must be synced before the full files are free, oldest file first.
     pub(crate) fn wanted(&self) -> impl Iterator<Item = usize> + '_ {
         let full = self.files.iter().filter(|f| f.state == FileState::Full);

@@ -149,6 +149,7 @@ impl Log {
             }
             self.retire(segment)?;
         }
+        self.sync.at_most(list.iter().map(|segment| u64::from(segment.tail().bytes)).sum());
         self.shared.segments.store(Arc::new(list));
         if gone > 0 {
             // Before anything later is durable: a segment that came back without what it had not

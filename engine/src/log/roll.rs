@@ -169,7 +169,7 @@ impl Log {
 const INDEX_REFRESH_BYTES: u32 = 8 << 20;
 
 /// Dirty bytes of a segment at which their writeback is started.
-const WRITEBACK_BYTES: u32 = 4 << 20;
+const WRITEBACK_BYTES: u32 = 1 << 20;
 
 /// A segment just created, with its file open for writing.
 pub(crate) struct NewSegment {

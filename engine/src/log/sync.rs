@@ -92,6 +92,11 @@ impl SyncState {
         self.index_files.retain(|(base_offset, _)| *base_offset != segment.base_offset());
     }
 
+    /// Segments were deleted; no more than this is left.
+    pub(super) fn at_most(&mut self, bytes: u64) {
+        self.bytes = self.bytes.min(bytes);
+    }
+
     /// The log was cut: nothing at or past `offset` is covered any more.
     pub(super) fn truncated(&mut self, offset: i64) {
         self.covered = self.covered.min(offset);

@@ -1,9 +1,10 @@
 //! When segments are synced though nobody waits: so that the journal can be written again from the
 //! start, so that a restart has little to read, and so that dirty pages do not pile up.
 //!
-//! Three things make a partition due: a full journal file has entries of it; the shard has half of
-//! what it may have unsynced; the interval is over. Few syncs run at once, so that frames, which
-//! somebody waits for, find the disk free.
+//! Three things make a partition due: half of the journal is full and has entries of it; the shards
+//! have half of what they may have unsynced; the interval is over. Not sooner: every page that is
+//! written back takes disk time from frames, which somebody waits for, and a page that changes again
+//! is written once. Few syncs run at once, for the same reason.
 
 #![forbid(unsafe_code)]
 
@@ -79,8 +80,8 @@ impl Checkpoints {
     }
 
     /// True if what is written now is going to be synced soon anyway.
-    pub(super) fn are_near(&self, has_journal: bool) -> bool {
-        has_journal || self.unsynced_bytes() > self.unsynced_bytes_max / 4
+    pub(super) fn are_near(&self, half_full: bool) -> bool {
+        half_full || self.unsynced_bytes() > self.unsynced_bytes_max / 2
     }
 }
 
@@ -105,7 +106,8 @@ impl Shard {
                 Some(owned.log.shared.offsets.synced())
             });
         }
-        if (self.journal.take_filled() || ended) && self.checkpoints.due.is_empty() {
+        let look = self.journal.take_filled() || ended;
+        if look && self.journal.is_half_full() && self.checkpoints.due.is_empty() {
             self.checkpoints.due.extend(self.journal.wanted());
         }
         let now = self.clock.monotonic();

@@ -26,8 +26,10 @@ const TICK_REQUESTS: usize = 2048;
 /// Turns an idle shard looks around before it sleeps: a futex wake costs 13 µs, a spin 0.2 µs.
 const IDLE_SPINS: u32 = 200;
 
-/// How long it looks around while a frame is on its way: a little longer than a fast disk takes.
-const FRAME_SPIN: Duration = Duration::from_micros(100);
+/// While a frame is under way the next one gathers this much before it follows. Half of what makes
+/// a disk's writes as fast as they get, so that several clients with small batches share a write, and
+/// larger batches go out side by side.
+const FRAME_BYTES_WORTH: u64 = 32 << 10;
 
 /// A shard that has nothing to do looks up this often: for checkpoints that are due, and in case a
 /// wake-up went wrong.
@@ -41,6 +43,8 @@ pub(crate) struct Shard {
     pub(super) logs: Vec<Option<Owned>>,
     /// Partitions with appends that are not written.
     dirty: Vec<Slot>,
+    /// Bytes in them that somebody wants on disk.
+    for_disk_bytes: u64,
     /// Partitions that somebody waits on.
     pub(super) sync_due: Vec<Slot>,
     /// Partitions whose appends wait for a cut in the journal.
@@ -90,6 +94,7 @@ impl Shard {
             clock: setup.clock,
             logs: Vec::new(),
             dirty: Vec::new(),
+            for_disk_bytes: 0,
             sync_due: Vec::new(),
             cut_due: Vec::new(),
             staging: Staging::default(),
@@ -118,15 +123,10 @@ impl Shard {
 
     pub(super) fn run(mut self) {
         let mut idle = 0;
-        let mut last_busy = self.clock.monotonic();
         while !self.stopping {
             if self.tick() {
                 idle = 0;
-                last_busy = self.clock.monotonic();
-            } else if idle < IDLE_SPINS
-                || self.journal.in_flight() > 0
-                    && self.clock.monotonic().saturating_sub(last_busy) < FRAME_SPIN
-            {
+            } else if idle < IDLE_SPINS && self.journal.in_flight() == 0 {
                 idle += 1;
                 std::hint::spin_loop();
             } else {
@@ -231,6 +231,9 @@ impl Shard {
                 if owned.queue.is_empty() {
                     self.dirty.push(slot);
                 }
+                if request.reply.durability == Durability::Durable {
+                    self.for_disk_bytes += request.reply.bytes;
+                }
                 owned.queue.push(request);
             }
             None => {
@@ -300,9 +303,12 @@ impl Shard {
         if last_for_disk.is_some() {
             self.want_journal();
         }
+        // A small frame behind others would only keep the next one from being larger.
+        let gathers = self.journal.in_flight() > 0 && self.for_disk_bytes < FRAME_BYTES_WORTH;
         for (i, slot) in dirty.into_iter().enumerate() {
             let for_disk = self.is_for_disk(slot);
             let journal = match for_disk {
+                true if gathers => Availability::Busy,
                 true => self.journal.availability(),
                 false => Availability::Off,
             };
@@ -318,6 +324,11 @@ impl Shard {
                 Availability::Ready => Some(&mut sink),
                 Availability::Busy | Availability::Off => None,
             };
+            let durable = |request: &&AppendRequest<AppendReply>| {
+                request.reply.durability == Durability::Durable
+            };
+            let bytes: u64 = owned.queue.iter().filter(durable).map(|r| r.reply.bytes).sum();
+            self.for_disk_bytes -= bytes;
             let before = owned.log.unsynced_bytes();
             owned.log.write(owned.queue.drain(..), &mut self.staging, ahead, &mut self.outcomes);
             self.checkpoints.changed(before, owned.log.unsynced_bytes());
@@ -366,7 +377,7 @@ impl Shard {
 
     /// Has the disk begin on a segment's dirty pages early, when their sync is sure to come soon.
     fn start_writeback(&mut self, slot: Slot) {
-        if !self.checkpoints.are_near(self.journal.has_files()) {
+        if !self.checkpoints.are_near(self.journal.is_half_full()) {
             return;
         }
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
