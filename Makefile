@@ -39,6 +39,10 @@ fuzz-slice: ## fuzz each decoder for FUZZ_SECONDS (needs cargo-fuzz and a nightl
 fuzz: ## fuzz each decoder for ten minutes
 	@tests/fuzz.sh 600
 
+CRASHES ?= 1000000
+sim: ## a million simulated crashes, every fault at every I/O, planted bugs (SEED=n runs one life again)
+	LOGLANE_SIM_CRASHES=$(CRASHES) $(CARGO) test --release -p loglane --lib sim:: -- --nocapture
+
 CUTS_EXT4 ?= 10000
 CUTS_XFS ?= 1000
 CUTS_VOLATILE ?= 500
@@ -52,4 +56,4 @@ header: ## write include/loglane.h anew from the documented Rust of ffi/
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help demo plot test check unit loom fuzz-slice fuzz crash header clean
+.PHONY: help demo plot test check unit loom fuzz-slice fuzz sim crash header clean

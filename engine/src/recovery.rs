@@ -276,6 +276,7 @@ fn split_last(last: Loaded, list: SegmentList, writable: bool, now_ms: i64) -> S
         created_ms: now_ms,
         indexed_bytes: tail.bytes,
         written_back: tail.bytes,
+        cut_back: false,
     };
     (list, Some(active), None)
 }

@@ -62,6 +62,9 @@ pub(crate) struct ActiveSegment {
     pub(crate) indexed_bytes: u32,
     /// Size up to which writeback was started.
     pub(crate) written_back: u32,
+    /// A write failed and was cut back, and no sync has come since: a power cut may bring back what
+    /// it left.
+    pub(crate) cut_back: bool,
 }
 
 /// The writer of one partition. One shard owns it.

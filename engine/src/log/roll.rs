@@ -49,6 +49,11 @@ impl Log {
     pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
         // Sealed first: after a kill, a segment that has a successor has its index files whole.
         self.seal_active_index()?;
+        if self.active.cut_back {
+            // A sealed segment below the recovery point is believed to its last byte.
+            let path = self.active.segment.path().to_owned();
+            self.active_file()?.sync_data().map_err(|e| Error::io("sync", path, e))?;
+        }
         let segment = self.create_next(base_offset)?;
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
         let old_file = self.active.file.replace(Arc::clone(&segment.file));
@@ -63,6 +68,7 @@ impl Log {
         self.active.created_ms = self.clock.now_ms();
         self.active.indexed_bytes = 0;
         self.active.written_back = 0;
+        self.active.cut_back = false;
         self.sync.segment_sealed(old, old_file);
         self.journalled.on_rolled(base_offset);
         let mut list = self.shared.segments.load().to_vec();
@@ -230,5 +236,6 @@ pub(crate) fn first_segment(
         created_ms: now_ms,
         indexed_bytes: 0,
         written_back: 0,
+        cut_back: false,
     })
 }

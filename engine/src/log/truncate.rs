@@ -113,6 +113,7 @@ impl Log {
         self.active.first_timestamp = first_timestamp;
         self.active.indexed_bytes = cut.position;
         self.active.written_back = cut.position;
+        self.active.cut_back = false;
         list.push(segment);
         self.shared.segments.store(Arc::new(list));
         self.shared.offsets.truncate(cut.offset);

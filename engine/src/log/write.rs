@@ -290,6 +290,7 @@ impl Log {
         let file = self.active_file()?;
         let position = u64::from(self.active.bytes);
         let Err(error) = file.write_all_at(bytes, position) else { return Ok(()) };
+        self.active.cut_back = true;
         // Bytes past the published end would be taken for a torn tail at the next open, or worse,
         // for batches: whole ones that nobody was promised.
         if let Err(cut) = file.set_len(position) {

@@ -66,18 +66,7 @@ impl Model {
         let at = self.unknown.iter().position(|(number, _)| *number == stored.number);
         let at = at.expect("an answer to what was not handed in");
         let before: Vec<(u64, i64)> = self.unknown.drain(..=at).take(at).collect();
-        // An append that was to be durable and failed may have been written all the same.
-        let gap = stored.base - self.log_end;
-        let fill = filling(&before, gap).expect("an offset was left out or given twice");
-        if gap > 0 {
-            // Which of them it was does not show: any that fits may be found there.
-            self.guessed.push((self.log_end, stored.base));
-        }
-        self.failed.extend(before);
-        for (number, count) in fill {
-            self.written.push(Stored { number, base: self.log_end, count });
-            self.log_end += count;
-        }
+        self.fill_to(stored.base, before);
         self.log_end = stored.next();
         self.written.push(stored);
         if durable {
@@ -85,8 +74,27 @@ impl Model {
         }
     }
 
+    /// Appends that were to be durable and failed may have been written all the same: some of
+    /// `before` have the offsets up to `base`.
+    fn fill_to(&mut self, base: i64, before: Vec<(u64, i64)>) {
+        let gap = base - self.log_end;
+        let fill = filling(&before, gap).expect("an offset was left out or given twice");
+        if gap > 0 {
+            // Which of them it was does not show: any that fits may be found there.
+            self.guessed.push((self.log_end, base));
+        }
+        self.failed.extend(before);
+        for (number, count) in fill {
+            self.written.push(Stored { number, base: self.log_end, count });
+            self.log_end += count;
+        }
+    }
+
     pub(super) fn on_durable(&mut self, offset: i64) {
-        assert!(offset <= self.log_end, "durable {offset} past the end {}", self.log_end);
+        if offset > self.log_end {
+            let before = std::mem::take(&mut self.unknown);
+            self.fill_to(offset, before);
+        }
         self.durable = self.durable.max(offset);
     }
 
@@ -109,6 +117,7 @@ impl Model {
         self.log_end = self.log_end.min(to);
         self.durable = self.durable.min(to);
         self.unknown.clear();
+        self.guessed.retain(|(_, end)| *end <= to);
     }
 
     /// Offsets at which a batch ends: where a truncation may cut without taking more.

@@ -54,7 +54,7 @@ fn settings(random: &mut Random) -> PartitionConfig {
 }
 
 /// The partitions that are there.
-fn partitions(engine: &Engine) -> Vec<Partition> {
+fn partitions(engine: &Engine) -> loglane::Result<Vec<Partition>> {
     engine.topic(TOPIC)
 }
 
@@ -72,7 +72,7 @@ fn promise(partition: &Partition) -> Event {
 pub(crate) fn write(dir: &Path, seed: u64, ack_before_sync: bool) -> Outcome<()> {
     let mut random = Random::new(seed);
     let engine = open(dir, &mut random)?;
-    let found = partitions(&engine);
+    let found = partitions(&engine)?;
     say(&found.iter().map(promise).collect::<Vec<_>>());
     say(&[Event::Opened { at_ns: now_ns() }]);
     let mut logs = Vec::new();
@@ -212,7 +212,7 @@ fn delete_front(partition: &Partition, random: &mut Random) -> Outcome<()> {
 /// Recovers a directory, reads every partition from end to end and says what is there.
 pub(crate) fn check(dir: &Path, seed: u64, close: bool) -> Outcome<()> {
     let engine = open(dir, &mut Random::new(seed))?;
-    let found = partitions(&engine);
+    let found = partitions(&engine)?;
     say(&found.iter().map(promise).collect::<Vec<_>>());
     say(&[Event::Opened { at_ns: now_ns() }]);
     for partition in &found {
