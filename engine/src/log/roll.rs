@@ -52,7 +52,12 @@ impl Log {
         if self.active.cut_back {
             // A sealed segment below the recovery point is believed to its last byte.
             let path = self.active.segment.path().to_owned();
-            self.active_file()?.sync_data().map_err(|e| Error::io("sync", path, e))?;
+            let synced = self.active_file()?.sync_data();
+            if synced.is_err() {
+                // A second try would succeed and mean nothing.
+                self.failed = Some("sync");
+            }
+            synced.map_err(|e| Error::io("sync", path, e))?;
         }
         let segment = self.create_next(base_offset)?;
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));

@@ -117,8 +117,8 @@ impl Log {
             self.check_usable()?;
             self.check_cut()?;
         }
-        if roll_due {
-            // What was staged may have failed and left its offsets to us.
+        if roll_due && self.active.bytes > 0 {
+            // What was staged may have failed and left its offsets to us, and the segment empty.
             self.roll(self.shared.offsets.log_end())?;
         }
         Ok(())
