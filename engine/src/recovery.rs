@@ -276,7 +276,8 @@ fn split_last(last: Loaded, list: SegmentList, writable: bool, now_ms: i64) -> S
         created_ms: now_ms,
         indexed_bytes: tail.bytes,
         written_back: tail.bytes,
-        cut_back: false,
+        // An earlier recovery may have cut it, and died before the cut was on disk.
+        cut_back: true,
     };
     (list, Some(active), None)
 }

@@ -62,8 +62,8 @@ pub(crate) struct ActiveSegment {
     pub(crate) indexed_bytes: u32,
     /// Size up to which writeback was started.
     pub(crate) written_back: u32,
-    /// A write failed and was cut back, and no sync has come since: a power cut may bring back what
-    /// it left.
+    /// The file may have been cut back, by a failed write or by recovery, and no sync has come since:
+    /// a power cut may bring back what was cut.
     pub(crate) cut_back: bool,
 }
 
