@@ -71,6 +71,8 @@ pub(crate) struct Core {
     broker_epoch: i64,
     mode: Mode,
     ours: bool,
+    /// A sync of the session before failed: what is past the recovery points is written anew.
+    doubt: bool,
     /// Earlier sessions have journals that a crash would replay.
     old_journals: Arc<AtomicBool>,
     /// To be written when every partition is recovered.
@@ -153,10 +155,14 @@ impl Engine {
             journal::remove(disk.as_ref(), &dir, &replay.paths)?;
         }
         // From here on a crash means recovery, also one in the middle of this open.
-        let session = Session { number, mount };
+        let doubt = before.as_ref().is_some_and(|before| before.doubt);
+        let session = Session { number, mount, doubt: false };
         // After a power cut the page cache is to be trusted only when all is recovered.
-        let trusted =
-            Session { mount: session.mount.clone().filter(|_| mode != Mode::Crashed), number };
+        let trusted = Session {
+            mount: session.mount.clone().filter(|_| mode != Mode::Crashed),
+            number,
+            doubt,
+        };
         session::write(disk.as_ref(), &dir, &trusted)?;
         checkpoint::remove_clean_shutdown(disk.as_ref(), &dir)?;
         let registry = Arc::new(Registry::default());
@@ -192,6 +198,7 @@ impl Engine {
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
             ours: before.is_some(),
+            doubt,
             old_journals,
             session: Mutex::new((mode == Mode::Crashed).then_some(session)),
             replay: Mutex::new((mode != Mode::Clean).then(|| Arc::new(replay))),
@@ -455,6 +462,7 @@ impl Core {
             checkpoints: entry.checkpoints,
             replayed: replay.and_then(|replay| replay.logs.get(&(entry.name.clone(), id))),
             ours: self.ours,
+            doubt: self.doubt && mode == Mode::Crashed,
             open_files: Arc::clone(&self.open_files),
             space: Arc::clone(&self.space),
             clock: &self.config.clock,

@@ -89,6 +89,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) replayed: Option<&'a ReplayedLog>,
     /// This engine wrote the directory last: its segments follow each other without a gap.
     pub(crate) ours: bool,
+    /// What the page cache holds past the recovery point may not be on disk, whatever a sync says.
+    pub(crate) doubt: bool,
     pub(crate) open_files: Arc<OpenFiles>,
     pub(crate) space: Arc<Space>,
     pub(crate) clock: &'a Arc<dyn Clock>,
@@ -235,8 +237,11 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     shared.segments = ArcSwap::from_pointee(list);
     report.damaged = shared.damaged_ranges();
     let shared = Arc::new(shared);
-    let log =
+    let mut log =
         active.map(|active| Log::new(Arc::clone(&shared), disk, Arc::clone(opening.clock), active));
+    if let (Some(log), true) = (&mut log, opening.doubt) {
+        log.write_anew()?;
+    }
     Ok(Opened { shared, log, report, follow })
 }
 

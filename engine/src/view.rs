@@ -152,6 +152,7 @@ fn open_view(
         // The writer's journal is its own: what is not in segments yet is not seen here.
         replayed: None,
         ours: false,
+        doubt: false,
         open_files: Arc::clone(open_files),
         space,
         clock: &clock,

@@ -49,6 +49,27 @@ impl Log {
         Ok(())
     }
 
+    /// Writes everything past the recovery point to fresh files: a sync failed before this log was
+    /// opened.
+    pub(crate) fn write_anew(&mut self) -> Result<()> {
+        let mut sealed = Vec::new();
+        self.sync.take_unsynced(&mut sealed);
+        self.rewrite(&sealed)?;
+        self.sync.at_most(0);
+        let log_end = self.shared.offsets.log_end();
+        self.shared.offsets.advance_synced(log_end);
+        self.journalled.on_synced(log_end, Some(self.active.bytes));
+        Ok(())
+    }
+
+    /// Notes for the next open that a sync failed.
+    pub(super) fn doubt(&self) {
+        let dir = self.shared.dir.parent().unwrap_or(&self.shared.dir);
+        if let Err(error) = crate::session::doubt(self.disk.as_ref(), dir) {
+            tracing::error!(%error, "a failed sync could not be noted for the next open");
+        }
+    }
+
     fn rewrite_segment(&self, segment: &Segment) -> Result<FileRef> {
         let path = segment.path();
         let fresh_path = fresh_path(path);

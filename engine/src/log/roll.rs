@@ -55,6 +55,7 @@ impl Log {
             let synced = self.active_file()?.sync_data();
             if synced.is_err() {
                 // A second try would succeed and mean nothing.
+                self.doubt();
                 self.failed = Some("sync");
             }
             synced.map_err(|e| Error::io("sync", path, e))?;

@@ -193,6 +193,7 @@ impl Log {
             running.failed = again.is_some_and(|result| result.is_err());
         }
         if running.failed {
+            self.doubt();
             bytes += std::mem::take(&mut self.sync.bytes);
             self.sync.take_unsynced(&mut running.sealed);
             if let Err(error) = self.rewrite(&running.sealed) {

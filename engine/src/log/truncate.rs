@@ -61,6 +61,7 @@ impl Log {
     pub(crate) fn finish_truncate(&mut self, cut: &CutPoint) -> Result<()> {
         let done = self.cut_files(cut);
         if done.is_err() {
+            self.doubt();
             self.failed = Some("truncate");
         }
         done
