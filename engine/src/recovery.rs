@@ -206,7 +206,7 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
         }
         None => read_only_empty(&opening, log_start),
     };
-    if opening.mode == Mode::Killed
+    if matches!(opening.mode, Mode::Crashed | Mode::Killed)
         && opening.replayed.is_some_and(|replayed| replayed.has_cut)
         && let Some(last) = list.last()
     {

@@ -182,6 +182,8 @@ impl Log {
             tracing::error!(partition = %self.shared.name, %error, "sync failed");
             running.failed = true;
         }
+        // Another sync of the same file failed meanwhile: this one may have found nothing left to do.
+        running.failed |= self.failed == Some("sync");
         running.operations -= 1;
         if running.operations > 0 {
             return SyncOutcome::Pending;

@@ -163,8 +163,12 @@ impl Model {
         self.durable = self.durable.max(durable);
         self.log_start_max = self.log_start_max.max(start);
         if died != Died::Nobody {
-            self.unknown.clear();
-            self.failed.clear();
+            // What a process left in the page cache and cut away there may come back by power cut.
+            let unanswered = std::mem::take(&mut self.unknown);
+            match died {
+                Died::Machine => self.failed.clear(),
+                Died::Process | Died::Nobody => self.failed.extend(unanswered),
+            }
             self.guessed.clear();
             self.may_end_at = None;
         }

@@ -259,7 +259,7 @@ impl Life {
             let kind = if self.rng.coin() { CrashKind::Power } else { CrashKind::Process };
             self.world.cut_at(at, kind);
             let opened = self.open_and_touch();
-            if !self.world.died().is_some() && opened.is_ok() {
+            if self.world.died().is_none() && opened.is_ok() {
                 self.world.clear_faults();
                 break;
             }
