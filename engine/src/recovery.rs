@@ -159,12 +159,13 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
         loaded.push(segment);
         if ends {
             // Past the mark nothing was promised, and what survived behind a hole is no log.
-            for base in std::mem::take(&mut bases) {
+            for base in std::mem::take(&mut bases).into_iter().rev() {
                 tracing::warn!(partition = %opening.name, base, "a segment behind the log end goes");
+                // Newest first, each on disk before the next: a second power cut must not bring one
+                // back over what is appended now, nor leave one out between others.
                 remove_segment(disk.as_ref(), &opening.dir, base)?;
+                sync_dir(disk.as_ref(), &opening.dir)?;
             }
-            // A second power cut must not bring them back over what is appended now.
-            sync_dir(disk.as_ref(), &opening.dir)?;
         }
     }
     if let (Some(last), true) = (loaded.last_mut(), writable) {

@@ -172,7 +172,6 @@ impl Log {
     }
 
     fn retire(&mut self, segment: Arc<Segment>) -> Result<()> {
-        self.sync.forget(&segment);
         let mut files = Vec::new();
         for suffix in names::SEGMENT_SUFFIXES {
             let from = names::path(&self.shared.dir, segment.base_offset(), suffix);
@@ -184,6 +183,7 @@ impl Log {
                 Err(e) => return Err(Error::io("rename", from, e)),
             }
         }
+        self.sync.forget(&segment);
         segment.retire();
         segment.close_file();
         self.retired.push(RetiredSegment { segment, files });
