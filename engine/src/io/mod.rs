@@ -204,7 +204,8 @@ pub enum Op {
     /// fdatasync of a file.
     SyncData(FileRef),
     /// Writes all of a buffer, whole blocks, at a block's position; durable when done. Done with
-    /// success only if every byte was written. Goes before syncs that wait for room.
+    /// success only if every byte was written; else any part of it may have been. Goes before syncs
+    /// and writebacks that wait for room. Several at once may finish in any order.
     WriteDurable {
         /// Opened as [`OpenMode::Direct`].
         file: FileRef,
@@ -235,7 +236,10 @@ impl Op {
                 let mut position = *position;
                 while !rest.is_empty() {
                     match file.write_durable_at(rest, position) {
-                        Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                        // Half a block cannot be continued past the page cache.
+                        Ok(n) if n == 0 || n < rest.len() && !n.is_multiple_of(BLOCK_BYTES) => {
+                            return Err(io::ErrorKind::WriteZero.into());
+                        }
                         Ok(n) => {
                             rest = rest.get(n..).unwrap_or_default();
                             position += n as u64;

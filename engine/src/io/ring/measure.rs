@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::super::{BackendChoice, File, open};
+use super::super::{BLOCK_BYTES, BackendChoice, Disk, File, FileRef, OpenMode, open, plain};
 use super::probe::builders;
 use super::*;
 use std::path::Path;
@@ -61,8 +61,7 @@ fn measure_wakes(mut lane: Box<dyn Lane>) {
     percentiles("call of wake", &mut other.join().unwrap());
 }
 
-fn measure_syncs(disk: &dyn super::super::Disk, dir: &Path) {
-    use super::super::OpenMode;
+fn measure_syncs(disk: &dyn Disk, dir: &Path) {
     let page = [1; 4096];
     let files: Vec<_> = (0..64)
         .map(|i| disk.open(&dir.join(i.to_string()), OpenMode::CreateOrTruncate).unwrap())
@@ -97,4 +96,135 @@ fn measure_syncs(disk: &dyn super::super::Disk, dir: &Path) {
         files.iter().for_each(|f: &Arc<dyn File>| f.sync_data().unwrap());
     });
     rounds("64 files, lane", 100, &files, &mut || through_lane(&files));
+}
+
+const RECYCLED_BYTES: u64 = 64 << 20;
+
+/// Bytes and number of the writes that are under way at once.
+const LOADS: [(usize, usize); 2] = [(20 << 10, 1), (64 << 10, 4)];
+
+/// Writes of each round. Rounds of all ways alternate, so that a slow minute slows all of them.
+const WRITES: usize = 400;
+const ROUNDS: usize = 15;
+
+/// A file all of whose blocks have been written once, as a recycled segment's.
+fn recycled(disk: &dyn Disk, dir: &Path) -> FileRef {
+    let path = dir.join("recycled");
+    let file = disk.open(&path, OpenMode::CreateNew).unwrap();
+    file.allocate(RECYCLED_BYTES).unwrap();
+    let chunk = vec![1; 1 << 20];
+    for position in (0..RECYCLED_BYTES).step_by(chunk.len()) {
+        file.write_all_at(&chunk, position).unwrap();
+    }
+    file.sync_data().unwrap();
+    disk.open(&path, OpenMode::Direct).unwrap()
+}
+
+/// Where the next write goes: round and round the file.
+fn advance(position: &mut u64, bytes: usize) -> u64 {
+    if *position + bytes as u64 > RECYCLED_BYTES {
+        *position = 0;
+    }
+    let at = *position;
+    *position += bytes as u64;
+    at
+}
+
+/// One way of writing durably, with the times its rounds took.
+struct Way {
+    name: &'static str,
+    lane: Option<(RingLane, Vec<Buffer>)>,
+    yields: bool,
+    position: u64,
+    rounds: Vec<Duration>,
+}
+
+impl Way {
+    fn on_ring(name: &'static str, builder: usize, registered: bool, load: (usize, usize)) -> Way {
+        let mut lane = RingLane::on(builders()[builder].build(RING_ENTRIES).unwrap()).unwrap();
+        let mut buffers = if registered {
+            lane.buffers(u16::try_from(load.1).unwrap(), load.0)
+        } else {
+            (0..load.1).map(|_| Buffer::new(load.0)).collect()
+        };
+        for buffer in &mut buffers {
+            assert_eq!(buffer.registered_with(lane.id).is_some(), registered);
+            buffer.extend_from_slice(&vec![2; load.0]);
+        }
+        let yields = name.contains("yield");
+        Way { name, lane: Some((lane, buffers)), yields, position: 0, rounds: Vec::new() }
+    }
+
+    fn round(&mut self, file: &FileRef, bare: &FileRef, bytes: usize) {
+        let start = Instant::now();
+        if let Some((lane, buffers)) = &mut self.lane {
+            let (mut written, mut done, all) = (0, Vec::new(), buffers.len());
+            while written < WRITES || buffers.len() < all {
+                if written < WRITES
+                    && let Some(buffer) = buffers.pop()
+                {
+                    let position = advance(&mut self.position, bytes);
+                    lane.submit(Op::WriteDurable { file: file.clone(), buffer, position }, 0);
+                    written += 1;
+                    continue;
+                }
+                lane.reap(&mut done);
+                if self.yields && done.is_empty() {
+                    std::thread::yield_now();
+                }
+                for finished in done.drain(..) {
+                    finished.result.unwrap();
+                    buffers.push(finished.buffer.unwrap());
+                }
+            }
+        } else {
+            let mut buffer = Buffer::new(bytes);
+            buffer.extend_from_slice(&vec![3; bytes]);
+            for _ in 0..WRITES {
+                let position = advance(&mut self.position, bytes);
+                assert_eq!(bare.write_at(buffer.as_slice(), position).unwrap(), bytes);
+            }
+        }
+        self.rounds.push(start.elapsed());
+    }
+
+    fn median(&mut self) -> Duration {
+        self.rounds.sort();
+        self.rounds[self.rounds.len() / 2]
+    }
+}
+
+#[test]
+#[ignore = "a measurement, not a test: run it alone, in release, with --nocapture"]
+fn measure_durable_writes() {
+    let dir = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
+    let disk = open(dir.path(), BackendChoice::IoUring).unwrap();
+    let file = recycled(&*disk, dir.path());
+    let bare = plain::open_durable(&dir.path().join("recycled")).unwrap();
+    for load in LOADS {
+        assert!(load.0.is_multiple_of(BLOCK_BYTES));
+        let bare_loop =
+            Way { name: "bare loop", lane: None, yields: false, position: 0, rounds: Vec::new() };
+        let mut ways = vec![
+            bare_loop,
+            Way::on_ring("defer, registered", 0, true, load),
+            Way::on_ring("defer, plain", 0, false, load),
+            Way::on_ring("coop, registered", 1, true, load),
+            Way::on_ring("plainest, registered", 2, true, load),
+            Way::on_ring("defer, registered, yield", 0, true, load),
+        ];
+        for _ in 0..ROUNDS {
+            ways.iter_mut().for_each(|way| way.round(&file, &bare, load.0));
+        }
+        println!("{} KiB, {} in flight:", load.0 >> 10, load.1);
+        let reference = ways[0].median();
+        for way in &mut ways {
+            let (name, median) = (way.name, way.median());
+            let ratio = reference.as_secs_f64() / median.as_secs_f64();
+            println!(
+                "  {name}: {:?} a write, {ratio:.3} of the bare loop",
+                median / u32::try_from(WRITES).unwrap()
+            );
+        }
+    }
 }
