@@ -104,8 +104,8 @@ const RECYCLED_BYTES: u64 = 64 << 20;
 const LOADS: [(usize, usize); 2] = [(20 << 10, 1), (64 << 10, 4)];
 
 /// Writes of each round. Rounds of all ways alternate, so that a slow minute slows all of them.
-const WRITES: usize = 400;
-const ROUNDS: usize = 15;
+const WRITES: usize = 100;
+const ROUNDS: usize = 41;
 
 /// A file all of whose blocks have been written once, as a recycled segment's.
 fn recycled(disk: &dyn Disk, dir: &Path) -> FileRef {
@@ -151,7 +151,7 @@ impl Way {
             assert_eq!(buffer.registered_with(lane.id).is_some(), registered);
             buffer.extend_from_slice(&vec![2; load.0]);
         }
-        let yields = name.contains("yield");
+        let yields = !name.contains("no yield");
         Way { name, lane: Some((lane, buffers)), yields, position: 0, rounds: Vec::new() }
     }
 
@@ -211,7 +211,7 @@ fn measure_durable_writes() {
             Way::on_ring("defer, plain", 0, false, load),
             Way::on_ring("coop, registered", 1, true, load),
             Way::on_ring("plainest, registered", 2, true, load),
-            Way::on_ring("defer, registered, yield", 0, true, load),
+            Way::on_ring("defer, registered, no yield", 0, true, load),
         ];
         for _ in 0..ROUNDS {
             ways.iter_mut().for_each(|way| way.round(&file, &bare, load.0));
