@@ -16,11 +16,17 @@ fn measure_wakes_and_syncs() {
         let disk = open(dir.path(), choice).unwrap();
         println!("{}:", disk.backend().kind.name());
         measure_wakes(disk.lane().unwrap());
-        measure_syncs(&*disk, dir.path());
+        measure_syncs(&*disk, dir.path(), disk.lane().unwrap());
     }
-    for (name, builder) in ["defer", "coop", "plainest"].into_iter().zip(builders()) {
+    let disk = open(dir.path(), BackendChoice::IoUring).unwrap();
+    for (index, name) in ["defer", "coop", "plainest"].into_iter().enumerate() {
+        let lane = || {
+            let ring = builders()[index].build(RING_ENTRIES).unwrap();
+            Box::new(RingLane::on(ring).unwrap())
+        };
         println!("ring, {name}:");
-        measure_wakes(Box::new(RingLane::on(builder.build(RING_ENTRIES).unwrap()).unwrap()));
+        measure_wakes(lane());
+        measure_syncs(&*disk, dir.path(), lane());
     }
 }
 
@@ -61,12 +67,11 @@ fn measure_wakes(mut lane: Box<dyn Lane>) {
     percentiles("call of wake", &mut other.join().unwrap());
 }
 
-fn measure_syncs(disk: &dyn Disk, dir: &Path) {
+fn measure_syncs(disk: &dyn Disk, dir: &Path, mut lane: Box<dyn Lane>) {
     let page = [1; 4096];
     let files: Vec<_> = (0..64)
         .map(|i| disk.open(&dir.join(i.to_string()), OpenMode::CreateOrTruncate).unwrap())
         .collect();
-    let mut lane = disk.lane().unwrap();
     let mut position = 0;
     let mut rounds = |what: &str, count: usize, files: &[FileRef], run: &mut dyn FnMut()| {
         let mut times = Vec::new();
@@ -105,7 +110,7 @@ const LOADS: [(usize, usize); 2] = [(20 << 10, 1), (64 << 10, 4)];
 
 /// Writes of each round. Rounds of all ways alternate, so that a slow minute slows all of them.
 const WRITES: usize = 100;
-const ROUNDS: usize = 41;
+const ROUNDS: usize = 42;
 
 /// A file all of whose blocks have been written once, as a recycled segment's.
 fn recycled(disk: &dyn Disk, dir: &Path) -> FileRef {
@@ -210,11 +215,16 @@ fn measure_durable_writes() {
             Way::on_ring("defer, registered", 0, true, load),
             Way::on_ring("defer, plain", 0, false, load),
             Way::on_ring("coop, registered", 1, true, load),
+            Way::on_ring("coop, plain", 1, false, load),
             Way::on_ring("plainest, registered", 2, true, load),
             Way::on_ring("defer, registered, no yield", 0, true, load),
         ];
-        for _ in 0..ROUNDS {
-            ways.iter_mut().for_each(|way| way.round(&file, &bare, load.0));
+        for round in 0..ROUNDS {
+            // Seven is prime: with strides of one to six, nobody always follows the same one.
+            for turn in 0..ways.len() {
+                let index = turn * (1 + round % (ways.len() - 1)) % ways.len();
+                ways[index].round(&file, &bare, load.0);
+            }
         }
         println!("{} KiB, {} in flight:", load.0 >> 10, load.1);
         let reference = ways[0].median();
