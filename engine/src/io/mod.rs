@@ -292,8 +292,8 @@ pub trait Lane: Send {
     /// CPU. A loop that does not yield was seen to keep it away for a whole tick, 4 ms for a write
     /// of 30 µs.
     fn reap(&mut self, done: &mut Vec<Done>);
-    /// Sleeps until an operation finishes, the waker is called, or the time is over; a signal may
-    /// end it earlier. Does not sleep while a finished operation is not reaped, nor when the waker
+    /// Sleeps until an operation finishes, the waker is called, or the time is over; a signal, or an
+    /// operation reaped since the last `wait`, may end it earlier. Does not sleep while a finished operation is not reaped, nor when the waker
     /// was called since the last `wait`: only `wait` consumes a wake, so look for work after it.
     ///
     /// # Errors

@@ -238,3 +238,36 @@ fn measure_durable_writes() {
         }
     }
 }
+
+#[test]
+#[ignore = "a measurement, not a test: run it alone, in release, with --nocapture"]
+fn measure_handing_over_writes() {
+    // What the shard's own thread spends: registered buffers save finding and pinning the pages.
+    let dir = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
+    let disk = open(dir.path(), BackendChoice::IoUring).unwrap();
+    let file = recycled(&*disk, dir.path());
+    for bytes in [20 << 10, 64 << 10, 512 << 10] {
+        let mut ways = [
+            (Way::on_ring("registered", 0, true, (bytes, 1)), Vec::new()),
+            (Way::on_ring("plain", 0, false, (bytes, 1)), Vec::new()),
+        ];
+        for round in 0..2_000 {
+            let (way, times) = &mut ways[round % 2];
+            let (lane, buffers) = way.lane.as_mut().unwrap();
+            let position = advance(&mut way.position, bytes);
+            let buffer = buffers.pop().unwrap();
+            lane.submit(Op::WriteDurable { file: file.clone(), buffer, position }, 0);
+            let (start, mut done) = (Instant::now(), Vec::new());
+            lane.reap(&mut done);
+            times.push(start.elapsed());
+            while done.is_empty() {
+                std::thread::yield_now();
+                lane.reap(&mut done);
+            }
+            buffers.extend(done.pop().unwrap().buffer);
+        }
+        for (way, times) in &mut ways {
+            percentiles(&format!("{} KiB, {}", bytes >> 10, way.name), times);
+        }
+    }
+}

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Rings from best to plainest; older kernels refuse flags they do not know.
+/// Rings from best to plainest; older kernels refuse flags they do not know. For durable writes they
+/// are equal: 20 KiB one at a time, 1.07–1.10 of a bare loop of pwrite with the first, 1.05–1.13 with
+/// the second, 1.05–1.09 with the third. So are their wakes and syncs.
 pub(super) fn builders() -> [io_uring::Builder; 3] {
     let mut best = IoUring::builder();
     // Completions are posted when the owner asks, by itself: no interrupts, no locks (6.1).
