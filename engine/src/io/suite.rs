@@ -284,10 +284,14 @@ fn a_file_dropped_after_submit_is_synced_and_then_closed(disk: &Arc<dyn Disk>, d
 
 fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
     // Method: batches of all sizes, so that completions come before, during and after going to sleep,
-    // with another thread's wakes among them. A wait for all of LONG has missed one.
+    // with another thread's wakes among them. A wait for all of LONG has missed one. Half of
+    // them are durable writes: the kernel completes those elsewhere than syncs.
     use std::sync::atomic::{AtomicBool, Ordering};
     let files: Vec<_> = (0..16).map(|i| create(disk, &dir.join(i.to_string()))).collect();
+    let (written, _) = direct(disk, &dir.join("direct"), 16);
     let mut lane = disk.lane().unwrap();
+    let mut buffers = lane.buffers(8, BLOCK_BYTES);
+    buffers.iter_mut().for_each(|buffer| buffer.extend_from_slice(&block_of(1)));
     let over = Arc::new(AtomicBool::new(false));
     let waking = {
         let (over, waker) = (Arc::clone(&over), lane.waker());
@@ -306,8 +310,18 @@ fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
             over.store(true, Ordering::Relaxed); // the rest without wakes, which would hide a miss
         }
         let batch = 1 + rounds % 16;
-        for file in &files[..batch] {
-            lane.submit(Op::SyncData(Arc::clone(file)), 0);
+        for (i, file) in files[..batch].iter().enumerate() {
+            let op = match buffers.pop() {
+                Some(buffer) if rounds / 16 % 2 == i % 2 => {
+                    let position = (i * BLOCK_BYTES) as u64;
+                    Op::WriteDurable { file: Arc::clone(&written), buffer, position }
+                }
+                unused => {
+                    buffers.extend(unused);
+                    Op::SyncData(Arc::clone(file))
+                }
+            };
+            lane.submit(op, 0);
         }
         while lane.pending() > 0 {
             let start = Instant::now();
@@ -315,7 +329,9 @@ fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
             assert!(start.elapsed() < LONG, "slept over a completion in round {rounds}");
             lane.reap(&mut done);
         }
-        assert_eq!(done.drain(..).count(), batch);
+        assert_eq!(done.len(), batch);
+        buffers.extend(done.drain(..).filter_map(|d| d.buffer));
+        assert_eq!(buffers.len(), 8);
         rounds += 1;
     }
     over.store(true, Ordering::Relaxed);
