@@ -279,6 +279,8 @@ pub struct Done {
 pub trait Lane: Send {
     /// Makes `count` buffers of `bytes` each for writes through this lane. To be called once: the
     /// ring registers them with the kernel, which then need not look their pages up for each write.
+    /// Registered bytes count against RLIMIT_MEMLOCK, and so may rings: make all lanes first, or the
+    /// buffers of one take the room that the next one's ring needs.
     fn buffers(&mut self, count: u16, bytes: usize) -> Vec<Buffer> {
         (0..count).map(|_| Buffer::new(bytes)).collect()
     }

@@ -59,8 +59,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Entries of a lane's ring, and operations a lane has in the kernel at once; more wait in its
-/// backlog. Small, because before Linux 5.12 a ring counts against RLIMIT_MEMLOCK, which is 8 MiB
-/// for most users, and a shard syncs tens of files at a time.
+/// backlog. Small, because before Linux 5.12, and again on 6.18, a ring counts against RLIMIT_MEMLOCK,
+/// which is 8 MiB for all of a user's rings, and a shard syncs tens of files at a time.
 const RING_ENTRIES: u32 = 256;
 
 /// Most kernel workers that run one shard's syncs. The kernel's own default grows with the machine

@@ -87,7 +87,7 @@ fn refusal(e: &io::Error) -> String {
         Some(libc::ENOMEM) => {
             let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
             let limit = limit.map_or("unlimited".into(), |bytes| format!("{bytes} bytes"));
-            format!("RLIMIT_MEMLOCK is {limit}; raise ulimit -l, or use Linux 5.12 or later")
+            format!("RLIMIT_MEMLOCK is {limit}; raise ulimit -l")
         }
         Some(libc::EMFILE | libc::ENFILE) => "no descriptor left; raise ulimit -n".into(),
         Some(libc::EINVAL) => "the kernel is too old for what the engine needs (5.10)".into(),
