@@ -13,8 +13,8 @@ pub struct Buffer {
     memory: NonNull<u8>,
     capacity: usize,
     len: usize,
-    /// Its number among the buffers that a ring knows already.
-    registered: Option<u16>,
+    /// The ring that knows it already, and its number there.
+    registered: Option<(u64, u16)>,
 }
 
 // SAFETY: the memory belongs to this value alone, like that of a Vec<u8>.
@@ -99,18 +99,20 @@ impl Buffer {
         self.as_mut_slice().get_mut(from..).unwrap_or_default().fill(0);
     }
 
-    /// Where all of its memory is, for a kernel that pins it.
-    pub(super) fn memory(&mut self) -> libc::iovec {
+    /// Its number among the buffers that this ring has registered. None on any other ring, where the
+    /// number would stand for other memory.
+    pub(super) fn registered_with(&self, ring: u64) -> Option<u16> {
+        self.registered.filter(|(owner, _)| *owner == ring).map(|(_, number)| number)
+    }
+
+    /// The number goes with this value, and is forgotten with it.
+    pub(super) fn set_registered(&mut self, ring: u64, number: u16) {
+        self.registered = Some((ring, number));
+    }
+
+    /// All of its memory, for the kernel.
+    pub(super) fn memory(&self) -> libc::iovec {
         libc::iovec { iov_base: self.memory.as_ptr().cast(), iov_len: self.capacity }
-    }
-
-    /// Its number among the buffers its lane has registered.
-    pub(super) fn registered(&self) -> Option<u16> {
-        self.registered
-    }
-
-    pub(super) fn set_registered(&mut self, number: u16) {
-        self.registered = Some(number);
     }
 
     fn set_len(&mut self, len: usize) {

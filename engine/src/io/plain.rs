@@ -114,6 +114,14 @@ fn open_direct(path: &Path) -> io::Result<FileRef> {
     Ok(Arc::new(StdFile(file)))
 }
 
+/// What lanes are measured against: every write past the page cache, and durable.
+#[cfg(test)]
+pub(super) fn open_durable(path: &Path) -> io::Result<FileRef> {
+    let flags = libc::O_DIRECT | libc::O_DSYNC;
+    let file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    Ok(Arc::new(StdFile(file)))
+}
+
 impl Disk for StdDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileRef> {
         let mut options = fs::OpenOptions::new(); // sets O_CLOEXEC

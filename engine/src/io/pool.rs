@@ -1,8 +1,8 @@
 //! Lanes of plain system calls.
 //!
-//! A [`PoolLane`] hands its syncs to a few threads that all lanes of a disk share, and sleeps in
-//! poll(2) on its waker, which finished syncs raise as well. Threads are started when there is work
-//! for them, and end with the pool. Nothing here needs a descriptor: a sync is [`File::sync_data`],
+//! A [`PoolLane`] hands its work to a few threads that all lanes of a disk share, and sleeps in
+//! poll(2) on its waker, which finished work raises as well. Threads are started when there is work
+//! for them, and end with the pool. Durable writes go first, and never wait for a sync. Nothing here needs a descriptor: a sync is [`File::sync_data`],
 //! so that simulated and fault-injecting files work too.
 //!
 //! [`File::sync_data`]: super::File::sync_data
@@ -19,10 +19,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Most threads of one pool. Syncs of different files overlap on the device: 64 files of 4 KiB took
+/// Most threads that sync or write back at once. Syncs of different files overlap on the device: 64 files of 4 KiB took
 /// 2.9 ms one by one, 2.2 ms with two threads, 1.6 with four, 1.3 with eight, 0.9 with 32. Four take
 /// most of that, and are few enough to be started in a container with a low thread limit.
-const THREADS_MAX: usize = 4;
+const SYNC_THREADS_MAX: usize = 4;
+
+/// Most threads of one pool. Those beyond [`SYNC_THREADS_MAX`] are started for durable writes, and
+/// do nothing else, so that a write never waits for a sync to end. One of them may be flushing the
+/// device while the other fills it.
+const THREADS_MAX: usize = SYNC_THREADS_MAX + 2;
 
 /// The threads that do what may block. Shared by the lanes of a disk.
 #[derive(Debug)]
@@ -38,11 +43,34 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct PoolState {
-    /// Bounded by what the lanes have pending: a shard has at most one sync per open file.
-    queue: VecDeque<Job>,
+    /// Durable writes that no thread has begun: somebody waits for their answers.
+    writes: VecDeque<Job>,
+    /// The rest. Bounded by what the lanes have pending: a shard has at most one sync per open file.
+    others: VecDeque<Job>,
+    others_running: usize,
     threads: Vec<JoinHandle<()>>,
     idle: usize,
     closed: bool,
+}
+
+impl PoolState {
+    /// What a free thread begins next: writes first, and no more than so many others at once.
+    fn next(&mut self) -> Option<Job> {
+        if let Some(write) = self.writes.pop_front() {
+            return Some(write);
+        }
+        let other = self.others.pop_front_if(|_| self.others_running < SYNC_THREADS_MAX);
+        self.others_running += usize::from(other.is_some());
+        other
+    }
+
+    /// True if there is more to begin than threads to begin it, and one more may be started. Idle
+    /// threads may all have been called already and not be up yet: so what is queued counts.
+    fn wants_thread(&self) -> bool {
+        let others = self.others.len().min(SYNC_THREADS_MAX.saturating_sub(self.others_running));
+        let most = if self.writes.is_empty() { SYNC_THREADS_MAX } else { THREADS_MAX };
+        self.idle < self.writes.len() + others && self.threads.len() < most
+    }
 }
 
 #[derive(Debug)]
@@ -60,13 +88,8 @@ impl Pool {
 
     fn push(&self, job: Job) {
         let mut state = lock(&self.shared.state);
-        match job.op {
-            // Somebody waits for its answer.
-            Op::WriteDurable { .. } => state.queue.push_front(job),
-            Op::SyncData(_) | Op::WriteBack { .. } => state.queue.push_back(job),
-        }
-        // Idle threads may all have been called already and not be up yet: count the queue too.
-        if state.idle < state.queue.len() && state.threads.len() < THREADS_MAX {
+        if job.is_write() { &mut state.writes } else { &mut state.others }.push_back(job);
+        if state.wants_thread() {
             let shared = Arc::clone(&self.shared);
             match std::thread::Builder::new()
                 .name("loglane-sync".into())
@@ -76,9 +99,10 @@ impl Pool {
                 Err(e) if state.threads.is_empty() => {
                     // No thread at all is no reason to leave a sync undone; it blocks, that is all.
                     tracing::warn!("cannot start a sync thread, so syncs block their shard: {e}");
-                    let jobs = std::mem::take(&mut state.queue);
+                    let writes = std::mem::take(&mut state.writes);
+                    let others = std::mem::take(&mut state.others);
                     drop(state);
-                    jobs.into_iter().for_each(Job::run);
+                    writes.into_iter().chain(others).for_each(Job::run);
                     return;
                 }
                 Err(_) => {}
@@ -91,9 +115,10 @@ impl Pool {
     /// Takes back what no thread has begun.
     fn remove_jobs_of(&self, lane: &Arc<LaneShared>) -> usize {
         let mut state = lock(&self.shared.state);
-        let before = state.queue.len();
-        state.queue.retain(|job| !Arc::ptr_eq(&job.lane, lane));
-        before - state.queue.len()
+        let before = state.writes.len() + state.others.len();
+        state.writes.retain(|job| !Arc::ptr_eq(&job.lane, lane));
+        state.others.retain(|job| !Arc::ptr_eq(&job.lane, lane));
+        before - state.writes.len() - state.others.len()
     }
 }
 
@@ -117,10 +142,12 @@ impl Drop for Pool {
 fn run(shared: &Shared) {
     let mut state = lock(&shared.state);
     loop {
-        if let Some(job) = state.queue.pop_front() {
+        if let Some(job) = state.next() {
             drop(state);
+            let is_write = job.is_write();
             job.run();
             state = lock(&shared.state);
+            state.others_running -= usize::from(!is_write);
         } else if state.closed {
             return;
         } else {
@@ -132,6 +159,10 @@ fn run(shared: &Shared) {
 }
 
 impl Job {
+    fn is_write(&self) -> bool {
+        matches!(self.op, Op::WriteDurable { .. })
+    }
+
     fn run(self) {
         let Job { mut op, token, lane } = self;
         // What panics must still complete, or its shard would wait for it for ever.
@@ -151,7 +182,7 @@ impl Job {
     }
 }
 
-/// A lane whose syncs run on the pool.
+/// A lane whose work runs on the pool.
 #[derive(Debug)]
 pub(super) struct PoolLane {
     pool: Arc<Pool>,
@@ -239,7 +270,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::File;
+    use super::super::{Buffer, File};
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -250,6 +281,8 @@ mod tests {
         running: AtomicUsize,
         most: AtomicUsize,
         panics: bool,
+        /// Syncs end only when this is unlocked.
+        gate: Mutex<()>,
     }
 
     impl File for Fake {
@@ -270,12 +303,13 @@ mod tests {
             let now = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(now, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(2));
+            drop(lock(&self.gate));
             self.running.fetch_sub(1, Ordering::SeqCst);
             self.syncs.fetch_add(1, Ordering::SeqCst);
             Err(io::Error::from_raw_os_error(libc::EIO))
         }
-        fn write_durable_at(&self, bytes: &[u8], position: u64) -> io::Result<usize> {
-            self.write_at(bytes, position)
+        fn write_durable_at(&self, bytes: &[u8], _: u64) -> io::Result<usize> {
+            Ok(bytes.len())
         }
         fn write_back(&self, _: u64, _: u64) -> io::Result<()> {
             Ok(())
@@ -311,7 +345,54 @@ mod tests {
             done.iter().all(|d| d.result.as_ref().unwrap_err().raw_os_error() == Some(libc::EIO))
         );
         let most = file.most.load(Ordering::SeqCst);
-        assert!((2..=THREADS_MAX).contains(&most), "{most} at once");
+        assert!((2..=SYNC_THREADS_MAX).contains(&most), "{most} at once");
+    }
+
+    fn write_to(file: &Arc<Fake>) -> Op {
+        let mut buffer = Buffer::new(1);
+        buffer.extend_from_slice(b"x");
+        Op::WriteDurable { file: file.clone(), buffer, position: 0 }
+    }
+
+    #[test]
+    fn a_write_never_waits_for_a_sync_to_end() {
+        let file = Arc::new(Fake::default());
+        let pool = Arc::new(Pool::new());
+        let mut syncing = PoolLane::new(Arc::clone(&pool)).unwrap();
+        let mut writing = PoolLane::new(pool).unwrap();
+        let closed = lock(&file.gate);
+        for token in 0..40 {
+            syncing.submit(Op::SyncData(file.clone()), token);
+        }
+        while file.running.load(Ordering::SeqCst) < SYNC_THREADS_MAX {
+            std::thread::yield_now();
+        }
+        for token in 0..40 {
+            writing.submit(write_to(&file), token);
+        }
+        let done = reap_all(&mut writing);
+        assert!(done.iter().all(|d| d.result.is_ok() && d.buffer.is_some()));
+        assert_eq!((done.len(), syncing.pending()), (40, 40), "no sync has ended");
+        drop(closed);
+        assert_eq!(reap_all(&mut syncing).len(), 40);
+        assert_eq!(file.most.load(Ordering::SeqCst), SYNC_THREADS_MAX, "also with more threads");
+    }
+
+    #[test]
+    fn writes_begin_in_order_before_all_else_and_others_only_so_many_at_once() {
+        let file = Arc::new(Fake::default());
+        let lane = PoolLane::new(Arc::new(Pool::new())).unwrap().shared.clone();
+        let mut state = PoolState::default();
+        for token in 0..10 {
+            let sync = Job { op: Op::SyncData(file.clone()), token, lane: Arc::clone(&lane) };
+            state.others.push_back(sync);
+            let write = Job { op: write_to(&file), token: 100 + token, lane: Arc::clone(&lane) };
+            state.writes.push_back(write);
+        }
+        let begun: Vec<_> = std::iter::from_fn(|| state.next()).map(|job| job.token).collect();
+        assert!(begun.into_iter().eq((100..110).chain(0..SYNC_THREADS_MAX as u64)));
+        state.others_running -= 1;
+        assert_eq!(state.next().unwrap().token, SYNC_THREADS_MAX as u64);
     }
 
     #[test]

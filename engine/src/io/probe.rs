@@ -183,7 +183,12 @@ impl Probe {
             _ => self.add("open_files", value, Verdict::Ok, "Enough for many partitions."),
         }
         let memlock = self.memlock.map_or("unlimited".into(), |bytes| format!("{bytes} bytes"));
-        self.add("memlock", memlock, Verdict::Ok, "Counts for io_uring before Linux 5.12 only.");
+        self.add(
+            "memlock",
+            memlock,
+            Verdict::Ok,
+            "Counts for rings (before Linux 5.12, and on 6.18) and for buffers.",
+        );
         self.add("cpus", self.cpus.to_string(), Verdict::Ok, "One shard for each is the default.");
         self.add("page", format!("{} bytes", self.page_bytes), Verdict::Ok, "Nothing to do.");
     }

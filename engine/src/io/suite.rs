@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{DirEntry, Disk, Done, EntryKind, FileRef, Lane, Op, OpenMode};
+use super::{BLOCK_BYTES, Buffer, DirEntry, Disk, Done, EntryKind, FileRef, Lane, Op, OpenMode};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +47,13 @@ pub(crate) fn without_real_sleep(disk: &Arc<dyn Disk>, root: &Path) {
         ("dropped", a_lane_may_be_dropped_with_syncs_in_flight),
         ("closed", a_file_dropped_after_submit_is_synced_and_then_closed),
         ("no_hang", a_completion_always_ends_a_sleep),
+        ("durable", durable_writes_land_and_give_their_buffers_back),
+        ("mixed", writes_and_syncs_beyond_the_ring_complete_once_each),
+        ("unwritable", a_durable_write_that_fails_says_so_and_gives_its_buffer_back),
+        ("dropped_writes", a_lane_may_be_dropped_with_writes_in_flight),
+        ("write_back", a_write_back_completes),
+        ("allocate", allocated_bytes_are_there_and_zero),
+        ("room", free_bytes_and_mount_id_answer),
     ];
     run(checks, disk, root);
 }
@@ -294,10 +301,14 @@ fn a_file_dropped_after_submit_is_synced_and_then_closed(disk: &Arc<dyn Disk>, d
 
 fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
     // Method: batches of all sizes, so that completions come before, during and after going to sleep,
-    // with another thread's wakes among them. A wait for all of LONG has missed one.
+    // with another thread's wakes among them. A wait for all of LONG has missed one. Half of
+    // them are durable writes: the kernel completes those elsewhere than syncs.
     use std::sync::atomic::{AtomicBool, Ordering};
     let files: Vec<_> = (0..16).map(|i| create(disk, &dir.join(i.to_string()))).collect();
+    let (written, _) = direct(disk, &dir.join("direct"), 16);
     let mut lane = disk.lane().unwrap();
+    let mut buffers = lane.buffers(8, BLOCK_BYTES);
+    buffers.iter_mut().for_each(|buffer| buffer.extend_from_slice(&block_of(1)));
     let over = Arc::new(AtomicBool::new(false));
     let waking = {
         let (over, waker) = (Arc::clone(&over), lane.waker());
@@ -316,8 +327,18 @@ fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
             over.store(true, Ordering::Relaxed); // the rest without wakes, which would hide a miss
         }
         let batch = 1 + rounds % 16;
-        for file in &files[..batch] {
-            lane.submit(Op::SyncData(Arc::clone(file)), 0);
+        for (i, file) in files[..batch].iter().enumerate() {
+            let op = match buffers.pop() {
+                Some(buffer) if rounds / 16 % 2 == i % 2 => {
+                    let position = (i * BLOCK_BYTES) as u64;
+                    Op::WriteDurable { file: Arc::clone(&written), buffer, position }
+                }
+                unused => {
+                    buffers.extend(unused);
+                    Op::SyncData(Arc::clone(file))
+                }
+            };
+            lane.submit(op, 0);
         }
         while lane.pending() > 0 {
             let start = Instant::now();
@@ -325,7 +346,9 @@ fn a_completion_always_ends_a_sleep(disk: &Arc<dyn Disk>, dir: &Path) {
             assert!(start.elapsed() < LONG, "slept over a completion in round {rounds}");
             lane.reap(&mut done);
         }
-        assert_eq!(done.drain(..).count(), batch);
+        assert_eq!(done.len(), batch);
+        buffers.extend(done.drain(..).filter_map(|d| d.buffer));
+        assert_eq!(buffers.len(), 8);
         rounds += 1;
     }
     over.store(true, Ordering::Relaxed);
@@ -378,4 +401,160 @@ fn a_host_that_polls_itself_misses_nothing(disk: &Arc<dyn Disk>, dir: &Path) {
     }
     assert!(slept > 0, "the test did not test");
     sender.join().unwrap();
+}
+
+/// A file for direct writes that has `blocks` blocks already, and a descriptor to read it by.
+fn direct(disk: &Arc<dyn Disk>, path: &Path, blocks: usize) -> (FileRef, FileRef) {
+    let file = disk.open(path, OpenMode::CreateNew).unwrap();
+    file.allocate((blocks * BLOCK_BYTES) as u64).unwrap();
+    (disk.open(path, OpenMode::Direct).unwrap(), file)
+}
+
+/// A block's bytes, different in every block.
+fn block_of(number: u64) -> Vec<u8> {
+    (0..BLOCK_BYTES as u64).map(|i| (number * 31 + i / 7).to_le_bytes()[0]).collect()
+}
+
+fn durable_writes_land_and_give_their_buffers_back(disk: &Arc<dyn Disk>, dir: &Path) {
+    const BLOCKS: usize = 64;
+    let (file, reader) = direct(disk, &dir.join("f"), BLOCKS);
+    let mut lane = disk.lane().unwrap();
+    // Buffers of the lane, one that is not, and one that is another lane's.
+    let mut buffers = lane.buffers(4, 3 * BLOCK_BYTES);
+    buffers.push(Buffer::new(3 * BLOCK_BYTES));
+    buffers.append(&mut disk.lane().unwrap().buffers(1, 3 * BLOCK_BYTES));
+    let wanted = buffers.len();
+    let mut next = 0;
+    // Twice over the file: into blocks new and old. Lengths differ; the last write grows the file.
+    for token in 0..2 * BLOCKS as u64 {
+        if next >= BLOCKS as u64 {
+            next = 0;
+        }
+        let mut buffer = buffers.pop().unwrap();
+        let memory = buffer.as_slice().as_ptr();
+        buffer.clear();
+        for number in next..=next + token % 3 {
+            buffer.extend_from_slice(&block_of(number));
+        }
+        let (len, position) = (buffer.len(), next * BLOCK_BYTES as u64);
+        next += 1 + token % 3;
+        lane.submit(Op::WriteDurable { file: file.clone(), buffer, position }, token);
+        let done = drain(&mut *lane).pop().unwrap();
+        done.result.unwrap();
+        let buffer = done.buffer.unwrap();
+        assert_eq!((done.token, buffer.len(), buffer.as_slice().as_ptr()), (token, len, memory));
+        let mut read = vec![0; len];
+        reader.read_exact_at(&mut read, position).unwrap();
+        assert!(read == buffer.as_slice(), "what was written is read, write {token}");
+        buffers.insert(0, buffer);
+    }
+    assert_eq!(buffers.len(), wanted);
+    // Nothing to write is done too.
+    lane.submit(Op::WriteDurable { file, buffer: Buffer::new(1), position: 0 }, 1);
+    let done = drain(&mut *lane).pop().unwrap();
+    assert!(done.result.is_ok() && done.buffer.unwrap().is_empty());
+}
+
+fn writes_and_syncs_beyond_the_ring_complete_once_each(disk: &Arc<dyn Disk>, dir: &Path) {
+    let writes = MANY / 2;
+    let (file, reader) = direct(disk, &dir.join("f"), usize::try_from(writes).unwrap());
+    let others: Vec<_> = (0..8).map(|i| create(disk, &dir.join(i.to_string()))).collect();
+    let mut lane = disk.lane().unwrap();
+    let mut buffers = lane.buffers(16, BLOCK_BYTES);
+    for token in 0..MANY {
+        let other = others[usize::try_from(token % 8).unwrap()].clone();
+        let op = match token % 4 {
+            0 | 2 => {
+                let mut buffer = buffers.pop().unwrap_or_else(|| Buffer::new(BLOCK_BYTES));
+                buffer.extend_from_slice(&block_of(token / 2));
+                let position = token / 2 * BLOCK_BYTES as u64;
+                Op::WriteDurable { file: file.clone(), buffer, position }
+            }
+            1 => Op::SyncData(other),
+            _ => Op::WriteBack { file: other, position: 0, length: 10 },
+        };
+        lane.submit(op, token);
+    }
+    let mut done = drain(&mut *lane);
+    done.sort_by_key(|d| d.token);
+    assert!(done.iter().map(|d| d.token).eq(0..MANY));
+    for Done { token, result, buffer } in done {
+        result.unwrap();
+        assert_eq!(buffer.is_some(), token % 2 == 0);
+    }
+    let mut read = vec![0; BLOCK_BYTES];
+    for number in 0..writes {
+        reader.read_exact_at(&mut read, number * BLOCK_BYTES as u64).unwrap();
+        assert!(read == block_of(number), "block {number}");
+    }
+    assert_eq!(Arc::strong_count(&file), 1, "a reaped write holds no file");
+}
+
+fn a_durable_write_that_fails_says_so_and_gives_its_buffer_back(disk: &Arc<dyn Disk>, dir: &Path) {
+    create(disk, &dir.join("f"));
+    let file = disk.open(&dir.join("f"), OpenMode::Read).unwrap();
+    let mut lane = disk.lane().unwrap();
+    let mut buffer = lane.buffers(1, BLOCK_BYTES).pop().unwrap();
+    buffer.extend_from_slice(&block_of(1));
+    lane.submit(Op::WriteDurable { file, buffer, position: 0 }, 9);
+    let done = drain(&mut *lane).pop().unwrap();
+    assert!(done.token == 9 && done.result.is_err(), "a file opened for reads only");
+    assert_eq!(done.buffer.unwrap().as_slice(), block_of(1));
+}
+
+fn a_lane_may_be_dropped_with_writes_in_flight(disk: &Arc<dyn Disk>, dir: &Path) {
+    let (file, _) = direct(disk, &dir.join("f"), 64);
+    for (round, reaped) in [false, true, true].into_iter().enumerate() {
+        let mut lane = disk.lane().unwrap();
+        let mut registered = lane.buffers(32, BLOCK_BYTES);
+        for position in (0..64).map(|number| number * BLOCK_BYTES as u64) {
+            let mut buffer = registered.pop().unwrap_or_else(|| Buffer::new(BLOCK_BYTES));
+            buffer.extend_from_slice(&block_of(1));
+            lane.submit(Op::WriteDurable { file: file.clone(), buffer, position }, 0);
+        }
+        if reaped {
+            lane.reap(&mut Vec::new());
+        }
+        if round == 2 {
+            // A thread that is not the lane's own may not be able to wait for it.
+            std::thread::spawn(move || drop(lane)).join().unwrap();
+        } else {
+            drop(lane);
+        }
+        assert_eq!(Arc::strong_count(&file), 1, "a dropped lane holds no file");
+    }
+}
+
+fn a_write_back_completes(disk: &Arc<dyn Disk>, dir: &Path) {
+    let file = create(disk, &dir.join("f"));
+    file.write_all_at(&block_of(1), 0).unwrap();
+    let mut lane = disk.lane().unwrap();
+    for (token, length) in [10, 0, u64::from(u32::MAX) + 1, 1 << 40].into_iter().enumerate() {
+        let op = Op::WriteBack { file: file.clone(), position: 4096, length };
+        lane.submit(op, token as u64);
+    }
+    let mut done = drain(&mut *lane);
+    done.sort_by_key(|d| d.token);
+    assert!(done.iter().map(|d| d.token).eq(0..4));
+    assert!(done.iter().all(|d| d.result.is_ok() && d.buffer.is_none()));
+}
+
+fn allocated_bytes_are_there_and_zero(disk: &Arc<dyn Disk>, dir: &Path) {
+    let file = create(disk, &dir.join("f"));
+    file.allocate(3 * BLOCK_BYTES as u64).unwrap();
+    assert_eq!(file.len().unwrap(), 3 * BLOCK_BYTES as u64);
+    let mut bytes = vec![9; 3 * BLOCK_BYTES];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes[..10], b"0123456789", "what was there stays");
+    assert!(bytes[10..].iter().all(|b| *b == 0));
+    file.allocate(1).unwrap();
+    assert_eq!(file.len().unwrap(), 3 * BLOCK_BYTES as u64, "it grows and never cuts");
+}
+
+fn free_bytes_and_mount_id_answer(disk: &Arc<dyn Disk>, dir: &Path) {
+    assert!(disk.free_bytes(dir).unwrap() > 0);
+    disk.free_bytes(&dir.join("missing")).unwrap_err();
+    let sub = dir.join("sub");
+    disk.create_dir(&sub).unwrap();
+    assert_eq!(disk.mount_id(dir), disk.mount_id(&sub), "one mount, while it is mounted");
 }

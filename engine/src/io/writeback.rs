@@ -15,8 +15,12 @@ pub(super) fn start(fd: BorrowedFd<'_>, position: u64, length: u64) -> io::Resul
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
-        // Nothing to write back to, as on some tmpfs and FUSE mounts: a hint may be ignored.
-        Some(libc::ENOSYS | libc::ESPIPE | libc::EINVAL | libc::EOPNOTSUPP) => Ok(()),
+        Some(errno) if may_be_ignored(errno) => Ok(()),
         _ => Err(error),
     }
+}
+
+/// Nothing to write back to, as on some tmpfs and FUSE mounts: a hint may be ignored.
+pub(super) fn may_be_ignored(errno: i32) -> bool {
+    [libc::ENOSYS, libc::ESPIPE, libc::EINVAL, libc::EOPNOTSUPP].contains(&errno)
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const SPIN: Duration = Duration::from_micros(80);
 
 /// Looks between two looks at the clock.
-const LOOKS: u32 = 32;
+const LOOKS: u32 = 8;
 
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
 
@@ -30,6 +30,8 @@ pub(super) fn spin_until(done: impl Fn() -> bool) {
                 }
                 std::hint::spin_loop();
             }
+            // The kernel worker that completes a write may wait for this core.
+            std::thread::yield_now();
         }
     }
     SPINNING.fetch_sub(1, Ordering::Relaxed);

@@ -31,6 +31,9 @@ const IDLE_SPINS: u32 = 200;
 /// larger batches go out side by side.
 const FRAME_BYTES_WORTH: u64 = 32 << 10;
 
+/// Times it gives its core away and looks again while a frame is on the disk, before it sleeps.
+const FRAME_YIELDS: u32 = 200;
+
 /// A shard that has nothing to do looks up this often: for checkpoints that are due, and in case a
 /// wake-up went wrong.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -126,6 +129,10 @@ impl Shard {
         while !self.stopping {
             if self.tick() {
                 idle = 0;
+            } else if self.journal.in_flight() > 0 && idle < FRAME_YIELDS {
+                idle += 1;
+                // Not a spin: it would keep the kernel worker that completes a frame from its core.
+                std::thread::yield_now();
             } else if idle < IDLE_SPINS && self.journal.in_flight() == 0 {
                 idle += 1;
                 std::hint::spin_loop();

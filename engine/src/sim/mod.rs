@@ -7,6 +7,8 @@
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
+#![forbid(unsafe_code)]
+
 mod model;
 mod run;
 

@@ -4,6 +4,8 @@
 //! a crash the log must be a beginning of what was written, no shorter than what was promised, and
 //! then perhaps batches whose answers the crash swallowed, in their order. Offsets are dense.
 
+#![forbid(unsafe_code)]
+
 use crate::format::Batches;
 use crate::{Error, FetchOptions, Isolation, Offset, Partition};
 

@@ -1,5 +1,7 @@
 //! One simulated life of a directory: work, a crash at some I/O, recovery, and so on.
 
+#![forbid(unsafe_code)]
+
 use super::model::{Died, Model, Stored};
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
