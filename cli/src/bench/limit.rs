@@ -110,6 +110,10 @@ impl Recycled {
             if over && lane.pending() == 0 {
                 return Ok(round);
             }
+            if free.is_empty() {
+                // As the engine does: the kernel worker that completes a write needs a core too.
+                std::thread::yield_now();
+            }
         }
     }
 
