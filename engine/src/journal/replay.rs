@@ -111,7 +111,12 @@ pub(crate) fn remove(disk: &dyn Disk, dir: &Path, paths: &[PathBuf]) -> Result<(
     }
     ordered.sort();
     for (_, path) in ordered {
-        disk.remove_file(path).map_err(|e| Error::io("remove", path, e))?;
+        match disk.remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", path, e));
+            }
+            _ => {}
+        }
         disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
     }
     Ok(())

@@ -34,6 +34,9 @@ const FRAME_BYTES_WORTH: u64 = 32 << 10;
 /// Times it gives its core away and looks again while a frame is on the disk, before it sleeps.
 const FRAME_YIELDS: u32 = 200;
 
+/// How often a shard that ends looks whether its journal files are made.
+const STOP_LOOK: Duration = Duration::from_millis(5);
+
 /// A shard that has nothing to do looks up this often: for checkpoints that are due, and in case a
 /// wake-up went wrong.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
@@ -139,6 +142,13 @@ impl Shard {
             } else {
                 idle = 0;
                 self.sleep(SLEEP_MAX);
+            }
+        }
+        // Files that are being made must not appear in a directory that somebody else has by then.
+        while matches!(self.journal_wanted, JournalWanted::Asked(_)) {
+            self.take_journal_files();
+            if self.lane.wait(Some(STOP_LOOK)).is_err() {
+                std::thread::sleep(STOP_LOOK);
             }
         }
     }
