@@ -1,12 +1,13 @@
 //! One partition: its segments, its offsets, and the writer that moves them.
 //!
 //! [`Log`] is the writer, owned by one shard; [`LogShared`] is what readers see. Once a tick the
-//! shard hands the log all appends that came in ([`Log::write`]); they leave in as few writes as
-//! possible:
+//! shard hands the log all appends that came in ([`Log::stage`], [`Log::finish`]); they leave in as
+//! few writes as possible:
 //!
 //! ```text
 //! requests ─▶ roll if due ─▶ copy to the staging buffer, stamp offset and epoch
-//!          ─▶ a copy to the journal, if somebody waits for the disk ─▶ one write
+//!          ─▶ a copy to the journal, if somebody waits for the disk: one frame for all partitions
+//!          ─▶ one write
 //!          ─▶ index entries ─▶ segment tail ─▶ log end offset ─▶ receipts
 //! ```
 //!
@@ -35,7 +36,7 @@ pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation};
 pub(crate) use sync::SyncOutcome;
 pub(crate) use truncate::CutPoint;
-pub(crate) use write::{AppendOrigin, AppendRequest, Staging, WriteOutcome};
+pub(crate) use write::{AppendOrigin, AppendRequest, Staged, Staging, WriteOutcome};
 
 use crate::error::{Error, Result};
 use crate::io::{Clock, Disk, FileRef, OpenMode};

@@ -8,6 +8,7 @@ use crate::format::{BatchHeader, stamp};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::Tail;
 use bytes::Bytes;
+use std::ops::Range;
 
 /// Bytes gathered for one write. Past this a larger write gains nothing (docs/PERFORMANCE.md), and
 /// the buffer still fits a core's second-level cache with what the kernel copies it to.
@@ -45,63 +46,127 @@ pub(crate) struct Written {
     pub(crate) leader_epoch: i32,
 }
 
-/// A shard's buffer for one write; used by all its logs in turn.
-#[derive(Default)]
-pub(crate) struct Staging {
+/// A shard's buffer for what its logs are about to write: each has a stretch of it.
+pub(crate) struct Staging<R> {
     bytes: Vec<u8>,
     /// Header and position in the segment of each batch in `bytes`.
     batches: Vec<(BatchHeader, u32)>,
+    /// Who waits; taken out as soon as it is known what to say.
+    replies: Vec<Option<(R, Written)>>,
 }
 
-/// Requests that are in the staging buffer, with the offsets they will have.
-struct Staged<R> {
-    replies: Vec<(R, Written)>,
+impl<R> Default for Staging<R> {
+    fn default() -> Staging<R> {
+        Staging { bytes: Vec::new(), batches: Vec::new(), replies: Vec::new() }
+    }
+}
+
+impl<R> Staging<R> {
+    /// True if more should be written before more is staged.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() >= STAGING_BYTES
+    }
+
+    /// Forgets all of it; everything staged has been finished.
+    pub(crate) fn clear(&mut self) {
+        debug_assert!(self.replies.iter().all(Option::is_none), "somebody was not answered");
+        self.cut(&Stretches::default());
+    }
+
+    fn end(&self) -> Stretches {
+        Stretches {
+            bytes: self.bytes.len(),
+            batches: self.batches.len(),
+            replies: self.replies.len(),
+        }
+    }
+
+    fn cut(&mut self, to: &Stretches) {
+        self.bytes.truncate(to.bytes);
+        self.batches.truncate(to.batches);
+        self.replies.truncate(to.replies);
+    }
+}
+
+/// A place in the staging buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Stretches {
+    bytes: usize,
+    batches: usize,
+    replies: usize,
+}
+
+/// What one log has in the staging buffer: its part of it, and the offsets it will have.
+#[must_use = "it must be finished"]
+pub(crate) struct Staged {
+    from: Stretches,
+    to: Stretches,
     next_offset: i64,
+    /// The journal has it.
+    handed_over: bool,
+}
+
+impl Staged {
+    fn bytes(&self) -> Range<usize> {
+        self.from.bytes..self.to.bytes
+    }
 }
 
 impl Log {
-    /// Writes all requests in order; each gets an outcome. A request that is refused leaves no
-    /// trace, and the next one takes its offsets. With `ahead` all of it goes to the journal too,
-    /// as far as that has room ([`Log::is_journalled`] tells).
-    pub(crate) fn write<R>(
+    /// Stages all requests in order, and hands them to the journal (`ahead`) as far as that has room
+    /// ([`Log::is_journalled`] tells). A request that is refused leaves no trace, and the next one
+    /// takes its offsets. What fills the buffer or a segment is written at once.
+    ///
+    /// The caller must [`Log::finish`] what it gets before anything else touches the log.
+    pub(crate) fn stage<R>(
         &mut self,
         requests: impl IntoIterator<Item = AppendRequest<R>>,
-        staging: &mut Staging,
+        staging: &mut Staging<R>,
         mut ahead: Option<&mut dyn Ahead>,
         outcomes: &mut Vec<WriteOutcome<R>>,
-    ) {
+    ) -> Staged {
         if let Some(ahead) = ahead.as_deref_mut() {
             self.journal_gap(ahead);
         }
-        let next_offset = self.shared.offsets.log_end();
-        let mut staged = Staged { replies: Vec::new(), next_offset };
+        let (from, next_offset) = (staging.end(), self.shared.offsets.log_end());
+        let mut staged = Staged { from, to: from, next_offset, handed_over: false };
         for request in requests {
             let room = reborrow(&mut ahead);
-            if let Err(error) = self.make_room(&request.bytes, staging, &mut staged, room, outcomes)
-            {
-                outcomes.push(WriteOutcome { reply: request.reply, result: Err(error) });
-                continue;
-            }
-            match self.stage(&request, staging, staged.next_offset) {
+            let placed = self
+                .make_room(&request.bytes, staging, &mut staged, room, outcomes)
+                .and_then(|()| self.place(&request, staging, &staged));
+            match placed {
                 Ok(written) => {
                     staged.next_offset = written.last_offset + 1;
-                    staged.replies.push((request.reply, written));
+                    staging.replies.push(Some((request.reply, written)));
+                    staged.to = staging.end();
                 }
                 Err(error) => {
                     outcomes.push(WriteOutcome { reply: request.reply, result: Err(error) });
                 }
             }
         }
-        self.write_staged(staging, &mut staged, ahead, outcomes);
+        self.hand_over_staged(staging, &mut staged, ahead);
+        staged
+    }
+
+    /// Writes what was staged: one write; then index, tail, log end, in this order.
+    pub(crate) fn finish<R>(
+        &mut self,
+        mut staged: Staged,
+        staging: &mut Staging<R>,
+        outcomes: &mut Vec<WriteOutcome<R>>,
+    ) {
+        self.write_staged(staging, &mut staged, outcomes);
         self.refresh_index_files();
     }
 
-    /// Empties the staging buffer if the request would overfill it or needs a new segment.
+    /// Writes what is staged if the request would overfill the buffer or needs a new segment.
     fn make_room<R>(
         &mut self,
         bytes: &Bytes,
-        staging: &mut Staging,
-        staged: &mut Staged<R>,
+        staging: &mut Staging<R>,
+        staged: &mut Staged,
         ahead: Option<&mut dyn Ahead>,
         outcomes: &mut Vec<WriteOutcome<R>>,
     ) -> Result<()> {
@@ -110,10 +175,15 @@ impl Log {
         if !self.shared.space.admits(bytes.len() as u64) {
             return Err(self.shared.space.error());
         }
-        let full = !staging.bytes.is_empty() && staging.bytes.len() + bytes.len() > STAGING_BYTES;
-        let roll_due = self.roll_due(bytes, staging, staged.next_offset)?;
+        let length = staged.bytes().len();
+        let full = length > 0 && length + bytes.len() > STAGING_BYTES;
+        let roll_due = self.is_roll_due_for(bytes, staging, staged)?;
         if full || roll_due {
-            self.write_staged(staging, staged, ahead, outcomes);
+            self.hand_over_staged(staging, staged, ahead);
+            self.write_staged(staging, staged, outcomes);
+            staging.cut(&staged.from);
+            staged.to = staged.from;
+            staged.handed_over = false;
             self.check_usable()?;
             self.check_cut()?;
         }
@@ -124,44 +194,48 @@ impl Log {
         Ok(())
     }
 
-    fn roll_due(&self, bytes: &Bytes, staging: &Staging, next_offset: i64) -> Result<bool> {
+    fn is_roll_due_for<R>(
+        &self,
+        bytes: &Bytes,
+        staging: &Staging<R>,
+        staged: &Staged,
+    ) -> Result<bool> {
         let header = BatchHeader::read(bytes).map_err(|fault| Error::InvalidBatch {
             partition: self.shared.name.to_string(),
             position: 0,
             fault,
         })?;
-        let staged_first = staging.batches.first().map(|(header, _)| header.base_timestamp);
+        let first = staging.batches.get(staged.from.batches);
         Ok(self.is_roll_due(
-            staging.bytes.len() as u64,
+            staged.bytes().len() as u64,
             bytes.len() as u64,
-            staged_first,
+            first.map(|(header, _)| header.base_timestamp),
             &header,
-            next_offset,
+            staged.next_offset,
         ))
     }
 
     /// Copies a request's batches behind what is staged, with their offsets and epoch.
-    fn stage<R>(
+    fn place<R>(
         &mut self,
         request: &AppendRequest<R>,
-        staging: &mut Staging,
-        next_offset: i64,
+        staging: &mut Staging<R>,
+        staged: &Staged,
     ) -> Result<Written> {
-        let (bytes_before, batches_before) = (staging.bytes.len(), staging.batches.len());
-        let staged = self.stage_batches(request, staging, next_offset);
-        if staged.is_err() {
-            staging.bytes.truncate(bytes_before);
-            staging.batches.truncate(batches_before);
+        let placed = self.place_batches(request, staging, staged);
+        if placed.is_err() {
+            staging.cut(&staged.to);
         }
-        staged
+        placed
     }
 
-    fn stage_batches<R>(
+    fn place_batches<R>(
         &mut self,
         request: &AppendRequest<R>,
-        staging: &mut Staging,
-        mut next_offset: i64,
+        staging: &mut Staging<R>,
+        staged: &Staged,
     ) -> Result<Written> {
+        let mut next_offset = staged.next_offset;
         let leader_epoch = match request.origin {
             AppendOrigin::Leader(epoch) => Some(self.leader_epoch(epoch)?),
             AppendOrigin::Follower => None,
@@ -171,7 +245,8 @@ impl Log {
         let start = staging.bytes.len();
         staging.bytes.extend_from_slice(&request.bytes);
         let mut rest = staging.bytes.get_mut(start..).unwrap_or_default();
-        let mut position = self.active.bytes + u32::try_from(start).unwrap_or(u32::MAX);
+        let before = u32::try_from(staged.bytes().len()).unwrap_or(u32::MAX);
+        let mut position = self.active.bytes + before;
         while !rest.is_empty() {
             let mut header = BatchHeader::read(rest).map_err(|fault| Error::InvalidBatch {
                 partition: self.shared.name.to_string(),
@@ -240,49 +315,52 @@ impl Log {
         Ok(())
     }
 
-    /// One write for everything staged; then index, tail, log end, in this order.
+    /// Hands what is staged to the journal, whose write is then under way while the page cache
+    /// takes the bytes.
+    fn hand_over_staged<R>(
+        &mut self,
+        staging: &Staging<R>,
+        staged: &mut Staged,
+        ahead: Option<&mut dyn Ahead>,
+    ) {
+        let bytes = staging.bytes.get(staged.bytes()).unwrap_or_default();
+        let (position, log_end) = (self.active.bytes, self.shared.offsets.log_end());
+        staged.handed_over = !bytes.is_empty()
+            && self.is_journalled()
+            && ahead.is_some_and(|ahead| {
+                self.hand_over(ahead, position, log_end, staged.next_offset, bytes)
+            });
+    }
+
     fn write_staged<R>(
         &mut self,
-        staging: &mut Staging,
-        staged: &mut Staged<R>,
-        ahead: Option<&mut dyn Ahead>,
+        staging: &mut Staging<R>,
+        staged: &mut Staged,
         outcomes: &mut Vec<WriteOutcome<R>>,
     ) {
-        if staged.replies.is_empty() {
+        let bytes = staging.bytes.get(staged.bytes()).unwrap_or_default();
+        if bytes.is_empty() {
             return;
         }
         let (position, log_end) = (self.active.bytes, self.shared.offsets.log_end());
-        // The journal first: its write is under way while the page cache takes the bytes.
-        let handed_over = self.is_journalled()
-            && ahead.is_some_and(|ahead| {
-                self.hand_over(ahead, position, log_end, staged.next_offset, &staging.bytes)
-            });
-        let result = self.write_bytes(&staging.bytes);
-        if result.is_err() && handed_over {
-            self.undo_hand_over(position, log_end);
-        }
-        match result {
-            Ok(()) => {
-                self.publish(&staging.batches, staging.bytes.len(), staged.next_offset);
-                outcomes.extend(
-                    staged
-                        .replies
-                        .drain(..)
-                        .map(|(reply, written)| WriteOutcome { reply, result: Ok(written) }),
-                );
+        let result = self.write_bytes(bytes);
+        if result.is_ok() {
+            let batches = staging.batches.get(staged.from.batches..staged.to.batches);
+            self.publish(batches.unwrap_or_default(), bytes.len(), staged.next_offset);
+        } else {
+            if staged.handed_over {
+                self.undo_hand_over(position, log_end);
             }
-            Err(error) => {
-                outcomes.extend(
-                    staged
-                        .replies
-                        .drain(..)
-                        .map(|(reply, _)| WriteOutcome { reply, result: Err(error.repeat()) }),
-                );
-                staged.next_offset = self.shared.offsets.log_end();
-            }
+            staged.next_offset = log_end;
         }
-        staging.bytes.clear();
-        staging.batches.clear();
+        let replies = staging.replies.get_mut(staged.from.replies..staged.to.replies);
+        for (reply, written) in replies.unwrap_or_default().iter_mut().filter_map(Option::take) {
+            let result = match &result {
+                Ok(()) => Ok(written),
+                Err(error) => Err(error.repeat()),
+            };
+            outcomes.push(WriteOutcome { reply, result });
+        }
     }
 
     /// Writes at the end of the active segment. On failure the file ends where it did before.

@@ -40,20 +40,12 @@ pub(super) enum WaiterKind {
 pub(super) struct Sink<'a> {
     journal: &'a mut Journal,
     lane: &'a mut dyn Lane,
-    done: &'a mut Vec<Done>,
     owner: Slot,
-    /// Nothing more comes in this tick: the frame goes off with what it has.
-    pub(super) at_once: bool,
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(
-        journal: &'a mut Journal,
-        lane: &'a mut dyn Lane,
-        done: &'a mut Vec<Done>,
-        owner: Slot,
-    ) -> Sink<'a> {
-        Sink { journal, lane, done, owner, at_once: false }
+    pub(super) fn new(journal: &'a mut Journal, lane: &'a mut dyn Lane, owner: Slot) -> Sink<'a> {
+        Sink { journal, lane, owner }
     }
 
     fn submit(&mut self) {
@@ -67,11 +59,6 @@ impl Ahead for Sink<'_> {
         if !taken && self.journal.has_open_frame() {
             self.submit();
             taken = self.journal.add(self.owner, stretch, bytes);
-        }
-        if taken && self.at_once {
-            self.submit();
-            // Reaping hands it to the kernel; what else has finished is looked at after the write.
-            self.lane.reap(self.done);
         }
         taken
     }
@@ -201,7 +188,7 @@ impl Shard {
         }
         for slot in std::mem::take(&mut self.cut_due) {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
-            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
+            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
             match sink.journal.availability() {
                 Availability::Ready if owned.log.journal_cut(&mut sink) => {}
                 Availability::Ready | Availability::Busy => self.cut_due.push(slot),
@@ -258,7 +245,7 @@ impl Shard {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else {
                 return Err(closed());
             };
-            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
+            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
             match sink.journal.availability() {
                 Availability::Ready if owned.log.journal_truncate(cut, &mut sink) => break,
                 Availability::Off => return Err(journal_failed(&owned.log)),

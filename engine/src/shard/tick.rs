@@ -5,6 +5,7 @@
 use super::checkpoint::Checkpoints;
 use super::commit::{Owned, Sink, Waiter, WaiterKind, fail_waiters};
 use super::mailbox::Receiver;
+use super::spin::Awake;
 use super::{
     Answers, AppendInfo, AppendReply, Durability, Gauges, JournalMaker, JournalSlot, Mark, Message,
     Promise, RetiredSink, Setup, Slot, StoreRecoveryPoints, closed,
@@ -12,7 +13,7 @@ use super::{
 use crate::error::Result;
 use crate::io::{Clock, Done, Lane, Op};
 use crate::journal::{Availability, Journal};
-use crate::log::{Ahead, AppendRequest, Log, Staging, WriteOutcome};
+use crate::log::{Ahead, AppendRequest, Log, Staged, Staging, WriteOutcome};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::planted::{Bug, planted};
 use std::sync::Arc;
@@ -23,13 +24,16 @@ use std::time::Duration;
 /// that the first of them does not wait for the last for long.
 const TICK_REQUESTS: usize = 2048;
 
+/// Looks for one more append before a frame goes off: about as long as a caller that sends to one
+/// partition after the other needs between two of them.
+const BURST_LOOKS: u32 = 60;
+
 /// Turns an idle shard looks around before it sleeps: a futex wake costs 13 µs, a spin 0.2 µs.
 const IDLE_SPINS: u32 = 200;
 
-/// While a frame is under way the next one gathers this much before it follows. Half of what makes
-/// a disk's writes as fast as they get, so that several clients with small batches share a write, and
-/// larger batches go out side by side.
-const FRAME_BYTES_WORTH: u64 = 32 << 10;
+/// For each frame that is under way the next one gathers this much before it follows: several clients
+/// with small batches share a write, and larger batches go out side by side.
+const FRAME_BYTES_WORTH: u64 = 8 << 10;
 
 /// Times it gives its core away and looks again while a frame is on the disk, before it sleeps.
 const FRAME_YIELDS: u32 = 200;
@@ -55,7 +59,9 @@ pub(crate) struct Shard {
     pub(super) sync_due: Vec<Slot>,
     /// Partitions whose appends wait for a cut in the journal.
     pub(super) cut_due: Vec<Slot>,
-    pub(super) staging: Staging,
+    pub(super) staging: Staging<AppendReply>,
+    /// Partitions with something in it.
+    staged: Vec<(Slot, Staged)>,
     outcomes: Vec<WriteOutcome<AppendReply>>,
     pub(super) answers: Answers,
     pub(super) done: Vec<Done>,
@@ -104,6 +110,7 @@ impl Shard {
             sync_due: Vec::new(),
             cut_due: Vec::new(),
             staging: Staging::default(),
+            staged: Vec::new(),
             outcomes: Vec::new(),
             answers: Answers::default(),
             done: Vec::new(),
@@ -129,6 +136,7 @@ impl Shard {
 
     pub(super) fn run(mut self) {
         let mut idle = 0;
+        let mut awake = Awake::new();
         while !self.stopping {
             if self.tick() {
                 idle = 0;
@@ -141,9 +149,12 @@ impl Shard {
                 std::hint::spin_loop();
             } else {
                 idle = 0;
+                drop(awake);
                 self.sleep(SLEEP_MAX);
+                awake = Awake::new();
             }
         }
+        drop(awake);
         // Files that are being made must not appear in a directory that somebody else has by then.
         while matches!(self.journal_wanted, JournalWanted::Asked(_)) {
             self.take_journal_files();
@@ -155,13 +166,7 @@ impl Shard {
 
     /// One turn; true if there was anything to do.
     pub(crate) fn tick(&mut self) -> bool {
-        let mut taken = 0;
-        while taken < TICK_REQUESTS
-            && let Some(message) = self.receiver.take()
-        {
-            taken += 1;
-            self.handle(message);
-        }
+        let taken = self.take_messages();
         self.take_journal_files();
         self.write_dirty(false);
         self.journal_cuts();
@@ -173,6 +178,23 @@ impl Shard {
             self.tell();
         }
         taken > 0 || finished
+    }
+
+    /// Handles what the mailbox has; how many.
+    fn take_messages(&mut self) -> usize {
+        let (mut taken, mut looks) = (0, 0);
+        while taken < TICK_REQUESTS {
+            if let Some(message) = self.receiver.take() {
+                (taken, looks) = (taken + 1, 0);
+                self.handle(message);
+            } else if taken > 0 && self.for_disk_bytes > 0 && looks < BURST_LOOKS {
+                looks += 1;
+                std::hint::spin_loop();
+            } else {
+                break;
+            }
+        }
+        taken
     }
 
     /// Sleeps until a message comes or something on the lane finishes.
@@ -271,7 +293,7 @@ impl Shard {
         }
         let up_to = owned.log.shared.offsets.log_end();
         if self.journal.availability() == Availability::Ready {
-            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
+            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
             owned.log.journal_gap(&mut sink);
         }
         owned.waiters.push(Waiter { up_to, kind: WaiterKind::Flush(promise) });
@@ -311,43 +333,80 @@ impl Shard {
     /// Writes what the mailbox brought, partition by partition. Those whose appends are for the disk
     /// wait while the journal has its hands full, unless they must be written `now`: so the next
     /// frame gathers what comes while the last ones are under way.
+    ///
+    /// The disk comes first: a frame with all of them is on its way while the page cache takes the
+    /// same bytes, one partition after the other.
     pub(super) fn write_dirty(&mut self, now: bool) {
         if self.dirty.is_empty() {
             return;
         }
-        let dirty = std::mem::take(&mut self.dirty);
-        let last_for_disk = dirty.iter().rposition(|slot| self.is_for_disk(*slot));
-        if last_for_disk.is_some() {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        if dirty.iter().any(|slot| self.is_for_disk(*slot)) {
             self.want_journal();
         }
         // A small frame behind others would only keep the next one from being larger.
-        let gathers = self.journal.in_flight() > 0 && self.for_disk_bytes < FRAME_BYTES_WORTH;
-        for (i, slot) in dirty.into_iter().enumerate() {
-            let for_disk = self.is_for_disk(slot);
-            let journal = match for_disk {
-                true if gathers => Availability::Busy,
-                true => self.journal.availability(),
-                false => Availability::Off,
-            };
-            if !now && (journal == Availability::Busy || self.must_wait_for_syncs()) {
-                self.dirty.push(slot);
-                continue;
+        let worth = self.journal.in_flight() as u64 * FRAME_BYTES_WORTH;
+        let gathers = self.for_disk_bytes < worth;
+        dirty.retain(|slot| {
+            if !self.is_for_disk(*slot) {
+                return true;
             }
+            let journal = match gathers {
+                true => Availability::Busy,
+                false => self.journal.availability(),
+            };
+            if self.must_wait(journal, now) {
+                self.dirty.push(*slot);
+            } else {
+                self.stage(*slot, journal == Availability::Ready);
+            }
+            false
+        });
+        self.finish_staged();
+        for slot in dirty {
+            if self.must_wait(Availability::Off, now) {
+                self.dirty.push(slot);
+            } else {
+                self.stage(slot, false);
+                self.finish_staged();
+            }
+        }
+    }
+
+    fn must_wait(&self, journal: Availability, now: bool) -> bool {
+        !now && (journal == Availability::Busy || self.must_wait_for_syncs())
+    }
+
+    /// Puts a partition's appends into the staging buffer, and into the journal if that is `ready`.
+    fn stage(&mut self, slot: Slot, ready: bool) {
+        let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let for_disk = owned.queue.iter().filter(|request| is_durable(request));
+        self.for_disk_bytes -= for_disk.map(|request| request.reply.bytes).sum::<u64>();
+        let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
+        let ahead: Option<&mut dyn Ahead> = if ready { Some(&mut sink) } else { None };
+        let before = owned.log.unsynced_bytes();
+        let requests = owned.queue.drain(..);
+        let staged = owned.log.stage(requests, &mut self.staging, ahead, &mut self.outcomes);
+        self.checkpoints.changed(before, owned.log.unsynced_bytes());
+        self.staged.push((slot, staged));
+        self.take_outcomes(slot);
+        if self.staging.is_full() {
+            self.finish_staged();
+        }
+    }
+
+    /// Sends the frame off, and writes what was staged to the segments meanwhile.
+    fn finish_staged(&mut self) {
+        if self.journal.has_open_frame() {
+            self.submit_frame();
+            // Reaping hands it to the kernel; what else has finished is looked at after the writes.
+            self.lane.reap(&mut self.done);
+        }
+        let mut all = std::mem::take(&mut self.staged);
+        for (slot, staged) in all.drain(..) {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
-            let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), &mut self.done, slot);
-            // The last one's frame is on its way while its segment is written.
-            sink.at_once = last_for_disk == Some(i);
-            let ahead: Option<&mut dyn Ahead> = match journal {
-                Availability::Ready => Some(&mut sink),
-                Availability::Busy | Availability::Off => None,
-            };
-            let durable = |request: &&AppendRequest<AppendReply>| {
-                request.reply.durability == Durability::Durable
-            };
-            let bytes: u64 = owned.queue.iter().filter(durable).map(|r| r.reply.bytes).sum();
-            self.for_disk_bytes -= bytes;
             let before = owned.log.unsynced_bytes();
-            owned.log.write(owned.queue.drain(..), &mut self.staging, ahead, &mut self.outcomes);
+            owned.log.finish(staged, &mut self.staging, &mut self.outcomes);
             self.checkpoints.changed(before, owned.log.unsynced_bytes());
             if owned.log.wants_cut() {
                 self.cut_due.push(slot);
@@ -355,14 +414,13 @@ impl Shard {
             self.take_outcomes(slot);
             self.start_writeback(slot);
         }
-        self.submit_frame();
+        self.staging.clear();
+        self.staged = all;
     }
 
     fn is_for_disk(&self, slot: Slot) -> bool {
         let owned = self.logs.get(slot).and_then(Option::as_ref);
-        owned.is_some_and(|owned| {
-            owned.queue.iter().any(|request| request.reply.durability == Durability::Durable)
-        })
+        owned.is_some_and(|owned| owned.queue.iter().any(is_durable))
     }
 
     /// Answers what a write finished; notes who waits for the disk.
@@ -453,4 +511,8 @@ impl Shard {
             fail_waiters(&mut owned, &closed(), &mut self.answers);
         }
     }
+}
+
+fn is_durable(request: &AppendRequest<AppendReply>) -> bool {
+    request.reply.durability == Durability::Durable
 }
