@@ -10,6 +10,7 @@ use crate::log::RetiredSegment;
 use crate::recovery::Checkpoints;
 use crate::registry::Registry;
 use crate::topic::TopicPartition;
+use crate::unlink::unlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -110,12 +111,21 @@ impl Keeper {
         drop(state);
         for (_, retired) in due {
             for file in retired.files {
-                if let Err(error) = self.disk.remove_file(&file) {
+                let rest = |time| self.rest(time);
+                if let Err(error) = unlink(self.disk.as_ref(), self.clock.as_ref(), &file, rest) {
                     // The next open removes every .deleted file.
                     tracing::warn!(file = %file.display(), %error, "a deleted file stays for now");
                 }
             }
         }
+    }
+
+    /// Waits that long; false if it is time to stop.
+    fn rest(&self, time: Duration) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stopping = |state: &mut State| !state.stopping;
+        let waited = self.changed.wait_timeout_while(state, time, stopping);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
     }
 
     /// Replaces the checkpoint files of the data directory.

@@ -75,6 +75,7 @@ mod sim;
 mod space;
 mod sync;
 mod topic;
+mod unlink;
 mod view;
 
 pub use bytes::Bytes;

@@ -87,13 +87,15 @@ pub struct DirEntry {
     pub kind: EntryKind,
 }
 
-/// Size and time of a file.
+/// Size, time and names of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileStat {
     /// Bytes.
     pub len: u64,
     /// Last change of its bytes.
     pub modified: SystemTime,
+    /// Names it has: more than one after a hard link.
+    pub links: u64,
 }
 
 /// Names and files: everything of a file system that the engine uses.

@@ -24,7 +24,7 @@ use rustix::io::{ReadWriteFlags, retry_on_intr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -172,7 +172,8 @@ impl Disk for StdDisk {
 
     fn stat(&self, path: &Path) -> io::Result<FileStat> {
         let metadata = fs::metadata(path)?;
-        Ok(FileStat { len: metadata.len(), modified: metadata.modified()? })
+        let (len, links) = (metadata.len(), metadata.nlink());
+        Ok(FileStat { len, modified: metadata.modified()?, links })
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

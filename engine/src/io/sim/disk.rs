@@ -121,7 +121,8 @@ impl Disk for SimDisk {
             let ino = state.find(path)?;
             let len = state.content(ino).map_or(0, |content| content.len() as u64);
             let since_1970 = u64::try_from(state.inodes[ino as usize].modified_ms).unwrap_or(0);
-            Ok(FileStat { len, modified: UNIX_EPOCH + Duration::from_millis(since_1970) })
+            let modified = UNIX_EPOCH + Duration::from_millis(since_1970);
+            Ok(FileStat { len, modified, links: 1 })
         })
     }
 
