@@ -17,7 +17,17 @@ plot: ## measure and draw docs/img/throughput.svg (run it on a quiet machine)
 	@set -e; l="target/release/loglane bench"; s="--seconds $(PLOT_SECONDS) --json"; \
 	{ $$l append $$s; $$l append --partitions 1000 $$s; $$l fetch $$s; \
 	  $$l fetch --mode splice $$s; $$l fetch --mode copy $$s; } | tee target/plot.jsonl
-	@target/release/plot <target/plot.jsonl >docs/img/throughput.svg
+	@target/release/plot bars <target/plot.jsonl >docs/img/throughput.svg
+
+plot-durable: ## a minute of durable appends and restarts of up to 16 GB, drawn (needs 40 GB and 10 minutes)
+	$(CARGO) build --release --quiet -p loglane-cli -p loglane-tests
+	@mkdir -p docs/img target
+	@set -e; l="target/release/loglane bench --quiet"; \
+	$$l append --class durable --in-flight 16 --seconds 60 --json | tee target/seconds.jsonl; \
+	for run in "1G 1" "4G 1" "16G 1" "4G 1000" "4G 20000"; do set -- $$run; \
+	  $$l restart --bytes $$1 --partitions $$2 --json; done | tee target/restart.jsonl
+	@target/release/plot seconds <target/seconds.jsonl >docs/img/durable.svg
+	@target/release/plot restart <target/restart.jsonl >docs/img/restart.svg
 
 test: check unit loom fuzz-slice ## every test: lints, units, guarantees, Kafka, loom, a slice of fuzzing
 
@@ -56,4 +66,4 @@ header: ## write include/loglane.h anew from the documented Rust of ffi/
 clean: ## remove what was built
 	rm -rf target .cache fuzz/target
 
-.PHONY: help demo plot test check unit loom fuzz-slice fuzz sim crash header clean
+.PHONY: help demo plot plot-durable test check unit loom fuzz-slice fuzz sim crash header clean

@@ -1,34 +1,25 @@
-//! Draws the output of `loglane bench --json`, one object a line on stdin, as an SVG on stdout: for
-//! each bench a bar of the engine and one of the machine's bare limit in the same run.
+//! A bar of the engine and one of the machine's bare limit, for each run.
 
+use crate::{canvas, number};
 use serde_json::Value;
-use std::error::Error;
-use std::fmt::Write;
-use std::io::Read;
+use std::fmt::{Error, Write};
 
 const WIDTH: f64 = 760.0;
 const LABELS: f64 = 250.0;
 const ROW: f64 = 62.0;
 const TOP: f64 = 56.0;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut input = String::new();
-    std::io::stdin().read_to_string(&mut input)?;
-    let runs = input.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-    let number = |run: &Value, key: &str| run.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+pub(crate) fn draw(runs: &[Value]) -> Result<String, Error> {
     let largest = runs
         .iter()
         .flat_map(|run| [number(run, "bytes_per_s"), number(run, "limit_bytes_per_s")])
         .fold(1.0, f64::max);
     let height = TOP + ROW * runs.len() as f64 + 30.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         font-family=\"sans-serif\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-         <text x=\"16\" y=\"24\" font-size=\"16\" fill=\"#111\">Engine and bare limit, same run, \
-         GB/s</text>\n\
-         <text x=\"16\" y=\"43\" fill=\"#555\">16 KiB batches of 1 KiB records; medians of \
-         alternating rounds</text>\n"
+    let mut svg = canvas(
+        WIDTH,
+        height,
+        "Engine and bare limit, same run, GB/s",
+        "16 KiB batches of 1 KiB records; medians of alternating rounds",
     );
     for (i, run) in runs.iter().enumerate() {
         let y = TOP + ROW * i as f64;
@@ -57,8 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     svg.push_str("</svg>\n");
-    print!("{svg}");
-    Ok(())
+    Ok(svg)
 }
 
 fn label(run: &Value) -> String {
