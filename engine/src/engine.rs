@@ -13,7 +13,10 @@ use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_p
 use crate::registry::{Entry, Registry};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
-use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, ShardHandle};
+use crate::shard::{
+    self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, RetiredSink, Setup,
+    ShardHandle,
+};
 use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
@@ -66,7 +69,7 @@ pub(crate) struct Core {
     shards: Vec<Arc<ShardHandle>>,
     registry: Arc<Registry>,
     keeper: Arc<Keeper>,
-    unsynced_bytes: Arc<AtomicU64>,
+    outstanding: Arc<Outstanding>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
     mode: Mode,
@@ -174,14 +177,14 @@ impl Engine {
             };
             registry.insert(Entry::new(name, path, checkpoints));
         }
-        let unsynced_bytes = Arc::new(AtomicU64::new(0));
+        let outstanding = Arc::<Outstanding>::default();
         let unread = mode != Mode::Clean && !replay.paths.is_empty();
         let old_journals = Arc::new(AtomicBool::new(unread));
         let shards = Shards {
             config: &config,
             disk: &disk,
             number,
-            unsynced_bytes: &unsynced_bytes,
+            outstanding: &outstanding,
             old_journals: &old_journals,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
@@ -193,7 +196,7 @@ impl Engine {
             shards,
             registry,
             keeper,
-            unsynced_bytes,
+            outstanding,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
@@ -247,7 +250,7 @@ impl Engine {
             gauges().map(|g| gauge(g).load(Ordering::Relaxed)).sum()
         };
         let journal_bytes = sum(|g| &g.journal_bytes);
-        let unsynced_bytes = self.core.unsynced_bytes.load(Ordering::Relaxed);
+        let unsynced_bytes = self.core.outstanding.unsynced_bytes.load(Ordering::Relaxed);
         EngineStat {
             journal_bytes,
             unsynced_bytes,
@@ -596,7 +599,7 @@ struct Shards<'a> {
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
     number: u64,
-    unsynced_bytes: &'a Arc<AtomicU64>,
+    outstanding: &'a Arc<Outstanding>,
     old_journals: &'a Arc<AtomicBool>,
 }
 
@@ -620,8 +623,11 @@ impl Shards<'_> {
                 clock: Arc::clone(&self.config.clock),
                 mailbox_requests_max: self.config.mailbox_requests_max,
                 inflight_bytes_max: self.config.inflight_bytes_max,
-                unsynced_bytes_max: self.config.unsynced_bytes_max(),
-                unsynced_bytes: Arc::clone(self.unsynced_bytes),
+                outstanding_max: OutstandingMax {
+                    unsynced_bytes: self.config.unsynced_bytes_max(),
+                    files: self.config.open_files_max.unwrap_or_else(open_files_default),
+                },
+                outstanding: Arc::clone(self.outstanding),
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
                 old_journals: Arc::clone(self.old_journals),

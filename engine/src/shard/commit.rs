@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::checkpoint::Share;
 use super::tick::{JournalWanted, Shard};
 use super::{Answers, AppendInfo, AppendReply, Mark, Promise, Reply, Slot, closed};
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub(super) struct Owned {
     pub(super) log: Box<Log>,
     pub(super) queue: Vec<AppendRequest<AppendReply>>,
     pub(super) waiters: Vec<Waiter>,
+    /// What is counted of it.
+    pub(super) share: Share,
 }
 
 /// Somebody who waits for an offset.
@@ -65,6 +68,10 @@ impl Ahead for Sink<'_> {
 }
 
 impl Owned {
+    pub(super) fn new(log: Box<Log>) -> Owned {
+        Owned { log, queue: Vec::new(), waiters: Vec::new(), share: Share::default() }
+    }
+
     /// True if somebody waits for more than the journal has or will have when its frames complete.
     fn wants_sync(&self) -> bool {
         self.waiters.iter().any(|waiter| match waiter.kind {
@@ -109,6 +116,7 @@ impl Shard {
             // Nothing was forgotten: it is tried again when somebody asks, or writes.
             Err(error) => fail_waiters(owned, &error, &mut self.answers),
         }
+        self.checkpoints.count(owned);
         answer_waiters(owned, &mut self.answers);
     }
 
@@ -165,12 +173,17 @@ impl Shard {
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
         match owned.log.on_synced(result) {
             SyncOutcome::Pending => return,
-            SyncOutcome::Synced { bytes } => {
-                self.checkpoints.sync_ended(bytes);
+            SyncOutcome::Synced => {
+                self.checkpoints.sync_ended();
+                if self.checkpoints.is_short_of_files() {
+                    owned.log.release_file();
+                }
+                self.checkpoints.count(owned);
                 answer_waiters(owned, &mut self.answers);
             }
-            SyncOutcome::Failed { bytes } => {
-                self.checkpoints.sync_ended(bytes);
+            SyncOutcome::Failed => {
+                self.checkpoints.sync_ended();
+                self.checkpoints.count(owned);
                 if let Err(error) = owned.log.check_usable() {
                     fail_waiters(owned, &error, &mut self.answers);
                 }
