@@ -83,7 +83,7 @@ pub use checkpoint::{parse_topic_id, topic_id_text};
 pub use config::{Config, HighWatermark, PartitionConfig};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
-pub use log::{FetchOptions, Isolation, Lease, LeaseRange};
+pub use log::{FetchOptions, Isolation, Lease, LeaseRange, Verify};
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
 pub use recovery::RecoveryReport;

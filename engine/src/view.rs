@@ -253,6 +253,8 @@ impl PartitionView {
     fn next_segment(&self, base: i64, follow: &mut Follow) {
         let path = names::path(&self.shared.dir, base, names::LOG);
         let segment = Arc::new(Segment::new(path, base, Vec::new()));
+        // Only checked batches are taken in.
+        segment.trust_from(0);
         let (index, writer) = IndexWriter::new(base, self.shared.config.index_interval_bytes);
         segment.set_index(index);
         let old = Tail { end_offset: base, bytes: follow.bytes };

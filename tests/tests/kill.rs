@@ -107,7 +107,7 @@ fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32,
 }
 
 fn small() -> FetchOptions {
-    FetchOptions { max_bytes: 1, isolation: Isolation::LogEnd }
+    FetchOptions { max_bytes: 1, isolation: Isolation::LogEnd, ..FetchOptions::default() }
 }
 
 fn read_dense(partition: &Partition) -> i64 {

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod epochs;
 mod journalled;
 mod lease;
@@ -33,7 +34,7 @@ pub use lease::{Lease, LeaseRange};
 pub(crate) use offsets::Offsets;
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
-pub use shared::{FetchOptions, Isolation};
+pub use shared::{FetchOptions, Isolation, Verify};
 pub(crate) use sync::SyncOutcome;
 pub(crate) use truncate::CutPoint;
 pub(crate) use write::{AppendOrigin, AppendRequest, Staged, Staging, WriteOutcome};

@@ -201,6 +201,7 @@ pub(crate) fn create_segment(disk: &dyn Disk, dir: &Path, base_offset: i64) -> R
     let file = create(names::LOG)?;
     let path = names::path(dir, base_offset, names::LOG);
     let shared = Segment::new(path, base_offset, Vec::new());
+    shared.trust_from(0);
     shared.publish_tail(Tail { end_offset: base_offset, bytes: 0 });
     Ok(NewSegment { shared, file })
 }

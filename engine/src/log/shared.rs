@@ -6,12 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+use super::check::Found;
 use super::epochs::Epochs;
 use super::lease::{Lease, LeaseRange};
 use super::offsets::Offsets;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
-use crate::format::Batch;
+use crate::format::{Batch, BatchHeader};
 use crate::io::{FileRef, OpenMode};
 use crate::offset::Offset;
 use crate::segment::{
@@ -43,11 +44,29 @@ pub struct FetchOptions {
     pub max_bytes: u64,
     /// Up to which offset.
     pub isolation: Isolation,
+    /// Whether bytes are checked before they go out.
+    pub verify: Verify,
+}
+
+/// Whether a fetch checks the bytes it finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verify {
+    /// CRC and size of every batch, once since the directory was opened: what was appended or
+    /// recovered since is known to be whole, the rest is read once and remembered.
+    #[default]
+    Once,
+    /// Only the headers at the ends of a lease: for hosts whose readers check for themselves, and
+    /// would rather find damage late than read cold bytes twice.
+    Headers,
 }
 
 impl Default for FetchOptions {
     fn default() -> FetchOptions {
-        FetchOptions { max_bytes: 1 << 20, isolation: Isolation::default() }
+        FetchOptions {
+            max_bytes: 1 << 20,
+            isolation: Isolation::default(),
+            verify: Verify::default(),
+        }
     }
 }
 
@@ -114,7 +133,8 @@ impl LogShared {
         let mut budget = options.max_bytes;
         while lease.next_offset < limit {
             let Some(segment) = segments.get(at) else { break };
-            let found = self.range_in(segment, lease.next_offset, limit, budget, &lease.ranges);
+            let from = lease.next_offset;
+            let found = self.range_in(segment, from, limit, budget, options.verify, &lease.ranges);
             match found {
                 Ok(Some((range, next_offset))) => {
                     budget = budget.saturating_sub(range.length.into());
@@ -145,13 +165,15 @@ impl LogShared {
         offset: i64,
         limit: i64,
         budget: u64,
+        verify: Verify,
         before: &[LeaseRange],
     ) -> Result<Option<(LeaseRange, i64)>> {
         let file = segment.file(&self.open_files)?;
         let tail = segment.tail();
-        let Some((start, first_end)) = self.locate(segment, &file, offset)? else {
+        let Some((start, first)) = self.locate(segment, &file, offset)? else {
             return Ok(None);
         };
+        let first_end = start + first.total_bytes() as u64;
         // The first batch of a fetch comes whole; later segments only if they fit.
         if first_end - start > budget && !before.is_empty() {
             return Ok(None);
@@ -169,6 +191,11 @@ impl LogShared {
         if end == start {
             return Ok(None);
         }
+        let mut found = Found { start, base_offset: first.base_offset, end, next_offset };
+        if verify == Verify::Once {
+            found = self.check(segment, &file, found)?;
+        }
+        let Found { end, next_offset, .. } = found;
         let (Ok(position), Ok(length)) = (u32::try_from(start), u32::try_from(end - start)) else {
             unreachable!("positions in a segment fit 31 bits")
         };
@@ -176,13 +203,13 @@ impl LogShared {
         Ok(Some((range, next_offset)))
     }
 
-    /// Start and end of the first batch whose last offset is at least `offset`.
+    /// Position and header of the first batch whose last offset is at least `offset`.
     fn locate(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,
         offset: i64,
-    ) -> Result<Option<(u64, u64)>> {
+    ) -> Result<Option<(u64, BatchHeader)>> {
         let relative = u32::try_from((offset - segment.base_offset()).max(0)).unwrap_or(u32::MAX);
         let index = self.index(segment)?;
         let from = match index.entry_for_offset(relative) {
@@ -190,8 +217,7 @@ impl LogShared {
             // Nothing before it, or an entry that is not true: the walk from the start finds it.
             _ => 0,
         };
-        let found = segment.walk_to_offset(file, from, offset)?;
-        Ok(found.map(|(position, header)| (position, position + header.total_bytes() as u64)))
+        segment.walk_to_offset(file, from, offset)
     }
 
     /// True if a batch starts where the entry says, at or before the entry's offset: then a walk
@@ -262,7 +288,7 @@ impl LogShared {
     }
 
     /// The batch that ends exactly at `position`, found from the entry before it.
-    fn last_before(
+    pub(super) fn last_before(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,
@@ -397,7 +423,8 @@ impl LogShared {
 
     /// Every damaged range that is known.
     pub(crate) fn damaged_ranges(&self) -> Vec<DamagedRange> {
-        self.segments.load().iter().flat_map(|s| s.damaged().to_vec()).collect()
+        let segments = self.segments.load();
+        segments.iter().flat_map(|s| s.damaged().iter().cloned().chain(s.found_damaged())).collect()
     }
 
     pub(crate) fn out_of_range(&self, offset: i64, log_start: i64, end: i64) -> Error {

@@ -100,6 +100,9 @@ impl Log {
             super::write_index(self.disk.as_ref(), &path, &[], 0)?;
         }
         let segment = Segment::new(path, base, last.damaged().to_vec());
+        if scanner.position() == u64::from(cut.position) {
+            segment.trust_from(0);
+        }
         segment.set_index(index);
         segment.set_max_timestamp(writer.max_timestamp());
         segment.publish_tail(Tail { end_offset: cut.offset, bytes: cut.position });

@@ -310,6 +310,7 @@ fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
 fn read_only_empty(opening: &Opening<'_>, base: i64) -> Split {
     let path = names::path(&opening.dir, base, names::LOG);
     let segment = Arc::new(Segment::new(path, base, Vec::new()));
+    segment.trust_from(0);
     let (index, writer) = IndexWriter::new(base, opening.config.index_interval_bytes);
     segment.set_index(index);
     let follow =
@@ -468,6 +469,7 @@ fn walk_tail(
         // A time index without its final entry: not from a clean close of this log.
         return Ok(None);
     }
+    segment.trust_from(u32::try_from(from).unwrap_or(u32::MAX));
     segment.set_max_timestamp(max_timestamp);
     segment.set_index(index);
     let tail = Tail { end_offset: scanner.next_offset(), bytes };
@@ -616,6 +618,7 @@ fn walk(
         damaged.extend(next.damage(opening, whole));
     }
     let segment = Segment::new(path, base, damaged);
+    segment.trust_from(0);
     segment.set_max_timestamp(writer.max_timestamp());
     segment.set_index(index);
     let tail = Tail { end_offset, bytes: whole };
