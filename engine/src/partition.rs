@@ -277,6 +277,22 @@ impl Partition {
         self.ask(|slot, promise| Message::Truncate(slot, to, promise))
     }
 
+    /// Forgets every record and begins anew at `offset`, which may be anywhere: what a replica does
+    /// whose leader gives it a snapshot instead of records. Leader epochs are forgotten too. Returns
+    /// the offset. On disk when it returns; after a crash during the call the log may be as it was,
+    /// shorter or empty, so call it again. Files go as in [`Partition::delete_records`].
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] for a negative offset, [`Error::NoSpace`], [`Error::Io`],
+    /// [`Error::Closed`], [`Error::PartitionFailed`] if files could not be cut: reopen.
+    pub fn reset(&self, offset: Offset) -> Result<Offset> {
+        let offsets = self.inner.shared.offsets.snapshot();
+        if offset.0 < 0 {
+            return Err(self.inner.shared.out_of_range(offset.0, offsets.log_start, i64::MAX));
+        }
+        self.ask(|slot, promise| Message::Reset(slot, offset, promise))
+    }
+
     /// Tells when the log end or the durable offset has reached `offset`, whoever brings that about;
     /// it does not cause a flush. The answer is the offset as it is then.
     ///

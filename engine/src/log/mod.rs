@@ -21,6 +21,7 @@ mod epochs;
 mod journalled;
 mod lease;
 mod offsets;
+mod reset;
 mod rewrite;
 mod roll;
 mod shared;

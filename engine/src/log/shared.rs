@@ -23,7 +23,7 @@ use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use uuid::Uuid;
 
 /// Up to which offset a fetch reads.
@@ -83,6 +83,8 @@ pub(crate) struct LogShared {
     pub(crate) segments: ArcSwap<SegmentList>,
     pub(crate) epochs: ArcSwap<Epochs>,
     pub(crate) open_files: Arc<OpenFiles>,
+    /// The highest log end that a truncation since the open has cut away; −1 for none.
+    pub(crate) cut_from: AtomicI64,
     /// The directory is ours: an index that had to be rebuilt is written back.
     pub(crate) writable: bool,
     /// The host's latest word on who leads; appends with an older epoch are fenced.
@@ -119,6 +121,13 @@ impl LogShared {
             Isolation::LogEnd => offsets.log_end,
         };
         if offset < offsets.log_start || offset > limit {
+            if offset > offsets.log_end && offset <= self.cut_from.load(Ordering::Acquire) {
+                return Err(Error::Truncated {
+                    partition: self.name.to_string(),
+                    offset: Offset(offset),
+                    log_end: Offset(offsets.log_end),
+                });
+            }
             return Err(self.out_of_range(offset, offsets.log_start, limit));
         }
         let mut lease = Lease {
@@ -425,6 +434,11 @@ impl LogShared {
     pub(crate) fn damaged_ranges(&self) -> Vec<DamagedRange> {
         let segments = self.segments.load();
         segments.iter().flat_map(|s| s.damaged().iter().cloned().chain(s.found_damaged())).collect()
+    }
+
+    /// Remembers where the log ended before a truncation: readers who were there are told.
+    pub(crate) fn note_cut(&self, log_end: i64) {
+        self.cut_from.fetch_max(log_end, Ordering::AcqRel);
     }
 
     pub(crate) fn out_of_range(&self, offset: i64, log_start: i64, end: i64) -> Error {

@@ -22,6 +22,13 @@ pub(crate) struct CutPoint {
     position: u32,
 }
 
+impl CutPoint {
+    /// The beginning of the segment of this base offset.
+    pub(super) fn beginning(base_offset: i64) -> CutPoint {
+        CutPoint { offset: base_offset, segment_base: base_offset, position: 0 }
+    }
+}
+
 impl Log {
     /// Finds where a log that ends at `offset` ends in its files, and lowers the offsets to it.
     /// `None` if it ends there or before already. A batch that reaches past `offset` goes whole, and
@@ -46,10 +53,16 @@ impl Log {
         let found = segment.walk_to_offset(&file, 0, offset)?;
         let position = found.map_or(u64::from(segment.tail().bytes), |(position, _)| position);
         let position = u32::try_from(position).unwrap_or(u32::MAX);
+        self.lower(offset);
+        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
+    }
+
+    /// Nobody gets past `offset` from now on.
+    pub(super) fn lower(&mut self, offset: i64) {
+        self.shared.note_cut(self.shared.offsets.log_end());
         self.shared.offsets.lower(offset);
         self.sync.truncated(offset);
         self.journalled.cut(offset, None);
-        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
     }
 
     /// Hands the cut to the journal; to be durable before [`Log::finish_truncate`].

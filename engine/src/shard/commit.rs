@@ -213,6 +213,27 @@ impl Shard {
 
     /// Cuts a log at its end; see `log/truncate.rs` for the order.
     pub(super) fn truncate(&mut self, slot: Slot, to: i64) -> Result<i64> {
+        self.before_cut(slot)?;
+        let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
+            return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
+        };
+        self.undo_in_journal(slot, &cut)?;
+        self.with_log(slot, |log| {
+            log.finish_truncate(&cut)?;
+            Ok(log.shared.offsets.log_end())
+        })
+    }
+
+    /// Begins a log anew; see `log/reset.rs`.
+    pub(super) fn reset(&mut self, slot: Slot, to: i64) -> Result<i64> {
+        self.before_cut(slot)?;
+        let cut = self.with_log(slot, |log| log.begin_reset(to))?;
+        self.undo_in_journal(slot, &cut)?;
+        self.with_log(slot, |log| log.finish_reset(to).map(|()| to))
+    }
+
+    /// Lets what is under way finish, and sees to it that the journal can undo what it has.
+    fn before_cut(&mut self, slot: Slot) -> Result<()> {
         self.write_dirty(true);
         self.settle(slot);
         if self.journal.has_files() && self.journal.availability() == Availability::Off {
@@ -224,17 +245,16 @@ impl Shard {
         if self.old_journals.load(Ordering::Acquire) && !self.journal.has_files() {
             self.make_journal_now()?;
         }
-        let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
-            return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
-        };
+        Ok(())
+    }
+
+    /// Has the lowered offsets and the cut on disk before any file changes.
+    fn undo_in_journal(&mut self, slot: Slot, cut: &crate::log::CutPoint) -> Result<()> {
         (self.store_recovery_points)()?;
         if self.journal.has_files() {
-            self.journal_truncation(slot, &cut)?;
+            self.journal_truncation(slot, cut)?;
         }
-        self.with_log(slot, |log| {
-            log.finish_truncate(&cut)?;
-            Ok(log.shared.offsets.log_end())
-        })
+        Ok(())
     }
 
     /// Waits for journal files: what earlier sessions left in theirs can be undone only there.

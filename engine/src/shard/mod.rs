@@ -53,6 +53,7 @@ pub(crate) enum Message {
     Wait(Slot, Mark, Offset, Promise<Offset>),
     DeleteRecords(Slot, Offset, Promise<Offset>),
     Truncate(Slot, Offset, Promise<Offset>),
+    Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),

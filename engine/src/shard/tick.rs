@@ -234,6 +234,10 @@ impl Shard {
                 let result = self.truncate(slot, to.0);
                 promise.answer(result.map(Offset));
             }
+            Message::Reset(slot, to, promise) => {
+                let result = self.reset(slot, to.0);
+                promise.answer(result.map(Offset));
+            }
             Message::Roll(slot, promise) => {
                 let result = self.with_log(slot, |log| {
                     log.check_usable()?;
