@@ -183,6 +183,11 @@
 #define LOGLANE_PANIC 23
 
 /*
+ The offset was cut away by a truncation: compare leader epochs.
+ */
+#define LOGLANE_TRUNCATED 24
+
+/*
  Bytes of a message, its NUL included.
  */
 #define LOGLANE_MESSAGE_BYTES 512

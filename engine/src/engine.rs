@@ -8,13 +8,16 @@ use crate::error::{Error, Result};
 use crate::io::{self, Backend, DirLock, Disk, EntryKind};
 use crate::journal::{self, Replay};
 use crate::keeper::Keeper;
+use crate::log::Isolation;
+use crate::longpoll::{LongPolls, Woken};
+use crate::offset::Offset;
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_partition};
 use crate::registry::{Entry, Registry};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
 use crate::shard::{
-    self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, RetiredSink, Setup,
+    self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, Pending, RetiredSink, Setup,
     ShardHandle,
 };
 use crate::space::Space;
@@ -70,6 +73,7 @@ pub(crate) struct Core {
     registry: Arc<Registry>,
     keeper: Arc<Keeper>,
     outstanding: Arc<Outstanding>,
+    polls: Arc<LongPolls>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
     mode: Mode,
@@ -188,6 +192,7 @@ impl Engine {
             old_journals: &old_journals,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
+        let polls = Arc::new(LongPolls::new(Arc::clone(&config.clock)));
         let core = Core {
             config,
             disk,
@@ -197,6 +202,7 @@ impl Engine {
             registry,
             keeper,
             outstanding,
+            polls,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
@@ -258,6 +264,23 @@ impl Engine {
             journal_writes: sum(|g| &g.frames),
             journal_bytes_written: sum(|g| &g.frame_bytes),
         }
+    }
+
+    /// Waits until the partitions together have `bytes_min` bytes or more to be fetched from these
+    /// offsets, or until `timeout` has passed: what a broker does with a fetch that finds too little.
+    /// It wakes once, through the [`Pending`]; also when an offset can no longer be read, which the
+    /// fetch that follows then reports. With nothing to wait for it is answered at once.
+    ///
+    /// # Errors
+    /// As [`Partition::fetch`] for an offset out of range; [`Error::Closed`].
+    pub fn long_poll(
+        &self,
+        interests: &[(Partition, Offset)],
+        bytes_min: u64,
+        timeout: Duration,
+        isolation: Isolation,
+    ) -> Result<Pending<Woken>> {
+        self.core.polls.arm(interests, bytes_min, timeout, isolation)
     }
 
     /// The names of all partitions, open or not.
@@ -382,6 +405,7 @@ impl Engine {
             return Ok(());
         };
         let core = &self.core;
+        core.polls.stop();
         core.keeper.stop();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {

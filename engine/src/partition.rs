@@ -4,7 +4,10 @@
 
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault, BatchHeader};
-use crate::log::{AppendOrigin, AppendRequest, FetchOptions, Lease, LogShared};
+use crate::log::{
+    AppendOrigin, AppendRequest, FetchOptions, Isolation, Lease, ListedOffset, LogShared,
+    OffsetQuery,
+};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::DamagedRange;
 use crate::shard::{
@@ -181,15 +184,17 @@ impl Partition {
         self.inner.shared.fetch(offset.0, options)
     }
 
-    /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
-    /// every record below the high watermark is older.
+    /// Answers Kafka's ListOffsets. `None` if no record that the isolation lets be read fits.
     ///
     /// # Errors
-    /// [`Error::Damaged`], [`Error::Io`].
-    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(Offset, i64)>> {
+    /// [`Error::Damaged`], [`Error::Io`], [`Error::Closed`].
+    pub fn list_offset(
+        &self,
+        query: OffsetQuery,
+        isolation: Isolation,
+    ) -> Result<Option<ListedOffset>> {
         self.check_open()?;
-        let found = self.inner.shared.offset_for_timestamp(timestamp)?;
-        Ok(found.map(|(offset, timestamp)| (Offset(offset), timestamp)))
+        self.inner.shared.list_offset(query, isolation)
     }
 
     /// First offset that can be read.
@@ -219,7 +224,10 @@ impl Partition {
     /// Moves the high watermark up, at most to the log end offset. Returns where it is now. For
     /// partitions whose [`crate::HighWatermark`] is set by the host.
     pub fn set_high_watermark(&self, offset: Offset) -> Offset {
-        Offset(self.inner.shared.offsets.advance_high_watermark(offset.0))
+        let shared = &self.inner.shared;
+        let now = shared.offsets.advance_high_watermark(offset.0);
+        shared.watchers.notify();
+        Offset(now)
     }
 
     /// Says that a leader of this epoch exists: appends with an older one are fenced from now on.

@@ -1,6 +1,13 @@
 //! How many files an engine has open, however many partitions are written to. Alone in its process,
 //! so that the open files are its own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected should panic"
+)]
+
 mod support;
 
 use loglane::{AppendOptions, Bytes, Config, Engine, FetchOptions, Offset};

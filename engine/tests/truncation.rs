@@ -1,6 +1,11 @@
 //! Cutting a log at either end, and beginning it anew: who reads there is told, and a reopen agrees.
 
-#![allow(clippy::unwrap_used, reason = "a test that meets the unexpected should panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that meets the unexpected should panic"
+)]
 
 mod support;
 

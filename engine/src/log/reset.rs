@@ -32,6 +32,7 @@ impl Log {
         if begun.is_err() {
             self.failed = Some("reset");
         }
+        self.shared.watchers.notify();
         begun
     }
 

@@ -9,7 +9,8 @@
 use super::check::Found;
 use super::epochs::Epochs;
 use super::lease::{Lease, LeaseRange};
-use super::offsets::Offsets;
+use super::offsets::{OffsetSnapshot, Offsets};
+use super::watchers::Watchers;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchHeader};
@@ -85,6 +86,8 @@ pub(crate) struct LogShared {
     pub(crate) open_files: Arc<OpenFiles>,
     /// The highest log end that a truncation since the open has cut away; −1 for none.
     pub(crate) cut_from: AtomicI64,
+    /// Who waits for records of it.
+    pub(crate) watchers: Watchers,
     /// The directory is ours: an index that had to be rebuilt is written back.
     pub(crate) writable: bool,
     /// The host's latest word on who leads; appends with an older epoch are fenced.
@@ -116,20 +119,8 @@ impl LogShared {
     /// Finds the bytes from `offset` on.
     pub(crate) fn fetch(&self, offset: i64, options: &FetchOptions) -> Result<Lease> {
         let offsets = self.offsets.snapshot();
-        let limit = match options.isolation {
-            Isolation::HighWatermark => offsets.high_watermark,
-            Isolation::LogEnd => offsets.log_end,
-        };
-        if offset < offsets.log_start || offset > limit {
-            if offset > offsets.log_end && offset <= self.cut_from.load(Ordering::Acquire) {
-                return Err(Error::Truncated {
-                    partition: self.name.to_string(),
-                    offset: Offset(offset),
-                    log_end: Offset(offsets.log_end),
-                });
-            }
-            return Err(self.out_of_range(offset, offsets.log_start, limit));
-        }
+        let limit = self.limit(options.isolation, &offsets);
+        self.check_range(offset, &offsets, limit)?;
         let mut lease = Lease {
             ranges: Vec::new(),
             next_offset: offset,
@@ -165,6 +156,34 @@ impl LogShared {
             at += 1;
         }
         Ok(lease)
+    }
+
+    /// Refuses an offset that cannot be read from.
+    pub(super) fn check_range(
+        &self,
+        offset: i64,
+        offsets: &OffsetSnapshot,
+        limit: i64,
+    ) -> Result<()> {
+        if (offsets.log_start..=limit).contains(&offset) {
+            return Ok(());
+        }
+        if offset > offsets.log_end && offset <= self.cut_from.load(Ordering::Acquire) {
+            return Err(Error::Truncated {
+                partition: self.name.to_string(),
+                offset: Offset(offset),
+                log_end: Offset(offsets.log_end),
+            });
+        }
+        Err(self.out_of_range(offset, offsets.log_start, limit))
+    }
+
+    /// Where reads end.
+    pub(super) fn limit(&self, isolation: Isolation, offsets: &OffsetSnapshot) -> i64 {
+        match isolation {
+            Isolation::HighWatermark => offsets.high_watermark,
+            Isolation::LogEnd => offsets.log_end,
+        }
     }
 
     /// The stretch of `segment` from `offset` on, and the offset after it.
@@ -213,7 +232,7 @@ impl LogShared {
     }
 
     /// Position and header of the first batch whose last offset is at least `offset`.
-    fn locate(
+    pub(super) fn locate(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,
@@ -372,8 +391,8 @@ impl LogShared {
     }
 
     /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
-    /// every record below the high watermark is older.
-    pub(crate) fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(i64, i64)>> {
+    /// every record below `limit` is older.
+    pub(super) fn record_since(&self, timestamp: i64, limit: i64) -> Result<Option<(i64, i64)>> {
         let offsets = self.offsets.snapshot();
         let segments = self.segments.load_full();
         for segment in segments.iter() {
@@ -388,7 +407,7 @@ impl LogShared {
                 segment.base_offset() + i64::from(entry.relative_offset)
             });
             if let Some(found) = self.record_at_time(segment, from, timestamp)? {
-                return Ok(Some(found).filter(|(offset, _)| *offset < offsets.high_watermark));
+                return Ok(Some(found).filter(|(offset, _)| *offset < limit));
             }
         }
         Ok(None)

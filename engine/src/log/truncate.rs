@@ -77,6 +77,7 @@ impl Log {
             self.doubt();
             self.failed = Some("truncate");
         }
+        self.shared.watchers.notify();
         done
     }
 

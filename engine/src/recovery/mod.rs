@@ -26,8 +26,8 @@ use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
-    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, create_first,
-    create_segment, read_index, write_index,
+    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Watchers,
+    create_first, create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
 use crate::segment::{
@@ -263,6 +263,7 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
         cut_from: AtomicI64::new(-1),
+        watchers: Watchers::default(),
     })
 }
 
