@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
@@ -283,6 +284,18 @@ impl Engine {
         self.core.polls.arm(interests, bytes_min, timeout, isolation)
     }
 
+    /// Makes a copy of the directory in `to`, which must be empty or missing, while it is written to:
+    /// sealed segments by hard links where the file system has them, the rest by copying. Each
+    /// partition ends at an offset that was its log end during the call; every partition is opened
+    /// for it. The branch is a directory of its own, to be opened and written to.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if `to` has something in it, [`Error::NoSpace`], [`Error::Busy`] if a
+    /// partition is truncated or deleted over and over meanwhile, [`Error::Io`], [`Error::Closed`].
+    pub fn branch(&self, to: impl AsRef<Path>, sync: BranchSync) -> Result<Branched> {
+        branch::make(&self.core, to.as_ref(), sync)
+    }
+
     /// The names of all partitions, open or not.
     #[must_use]
     pub fn partition_names(&self) -> Vec<TopicPartition> {
@@ -294,7 +307,7 @@ impl Engine {
     /// # Errors
     /// The first that opening one met.
     pub fn partitions(&self) -> Result<Vec<Partition>> {
-        self.core.registry.all().iter().map(|entry| self.core.open_entry(entry)).collect()
+        self.core.open_all()
     }
 
     /// The partitions of a topic, by number; none if there is no such topic.
@@ -465,6 +478,19 @@ impl Engine {
 }
 
 impl Core {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All partitions; those that are not open are opened.
+    pub(crate) fn open_all(&self) -> Result<Vec<Partition>> {
+        self.registry.all().iter().map(|entry| self.open_entry(entry)).collect()
+    }
+
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
         entry.partition(|entry| {
             let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone();

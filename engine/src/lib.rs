@@ -52,6 +52,7 @@
     )
 )]
 
+mod branch;
 mod checkpoint;
 mod config;
 mod engine;
@@ -79,6 +80,7 @@ mod topic;
 mod unlink;
 mod view;
 
+pub use branch::{BranchSync, Branched};
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
 pub use config::{Config, HighWatermark, PartitionConfig};

@@ -24,7 +24,7 @@ use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// Up to which offset a fetch reads.
@@ -86,6 +86,8 @@ pub(crate) struct LogShared {
     pub(crate) open_files: Arc<OpenFiles>,
     /// The highest log end that a truncation since the open has cut away; −1 for none.
     pub(crate) cut_from: AtomicI64,
+    /// Truncations begun since the open.
+    pub(crate) cuts: AtomicU64,
     /// Who waits for records of it.
     pub(crate) watchers: Watchers,
     /// The directory is ours: an index that had to be rebuilt is written back.
@@ -206,7 +208,7 @@ impl LogShared {
         if first_end - start > budget && !before.is_empty() {
             return Ok(None);
         }
-        let mut end_max = u64::from(tail.bytes).min(first_end.max(start + budget));
+        let mut end_max = u64::from(tail.bytes).min(first_end.max(start.saturating_add(budget)));
         if let Some(damage) = segment.damage_after(start) {
             end_max = end_max.min(damage.position);
         }
@@ -458,6 +460,7 @@ impl LogShared {
     /// Remembers where the log ended before a truncation: readers who were there are told.
     pub(crate) fn note_cut(&self, log_end: i64) {
         self.cut_from.fetch_max(log_end, Ordering::AcqRel);
+        self.cuts.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn out_of_range(&self, offset: i64, log_start: i64, end: i64) -> Error {

@@ -91,6 +91,10 @@ impl Log {
         let Some(last) = list.pop() else { return Ok(()) };
         self.sync.forget(&last);
         let path = last.path().to_owned();
+        let stat = self.disk.stat(&path).map_err(|e| Error::io("look at", &path, e))?;
+        if stat.links > 1 {
+            self.make_own(&last, cut.position)?;
+        }
         let file = self
             .disk
             .open(&path, OpenMode::ReadWrite)

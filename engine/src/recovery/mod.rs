@@ -40,7 +40,7 @@ use leftovers::{list_segments, remove_segment};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 /// How a directory is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -263,6 +263,7 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
         cut_from: AtomicI64::new(-1),
+        cuts: AtomicU64::new(0),
         watchers: Watchers::default(),
     })
 }

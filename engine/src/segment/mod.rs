@@ -219,6 +219,10 @@ impl Segment {
         self.leases.load(Ordering::Acquire)
     }
 
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
     /// Marks the segment as removed from its log.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
@@ -351,7 +355,7 @@ impl SegmentLease {
 
     /// True when the segment was deleted after the lease was taken. Its bytes can still be read.
     pub(crate) fn is_retired(&self) -> bool {
-        self.segment.retired.load(Ordering::Acquire)
+        self.segment.is_retired()
     }
 }
 
