@@ -13,6 +13,8 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// A sync is believed though the file system may have stopped writing.
+    SyncBelieved,
 }
 
 /// True if this bug is planted on this thread.

@@ -131,7 +131,7 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if bug == Bug::SyncAgain {
+        if matches!(bug, Bug::SyncAgain | Bug::SyncBelieved) {
             plan.faults = 20_000;
         }
         live(plan).is_err()
@@ -142,7 +142,13 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
 
 #[test]
 fn each_planted_bug_is_caught() {
-    for bug in [Bug::AckBeforeSync, Bug::NoDirectorySync, Bug::FramesOutOfOrder, Bug::SyncAgain] {
+    for bug in [
+        Bug::AckBeforeSync,
+        Bug::NoDirectorySync,
+        Bug::FramesOutOfOrder,
+        Bug::SyncAgain,
+        Bug::SyncBelieved,
+    ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");
         assert!(lives.is_some(), "{bug:?} was not caught");
