@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod append;
+mod dormant;
 mod fanout;
 mod fetch;
 mod limit;
@@ -36,6 +37,8 @@ pub(crate) enum Bench {
     /// What `restart` runs and kills
     #[command(hide = true)]
     RestartWriter(restart::RestartWriter),
+    /// Open a directory of many partitions, and append to some of them
+    Dormant(dormant::Dormant),
     /// Fetch and send to a TCP socket; the limit is a loop of sendfile
     Fetch(fetch::Fetch),
 }
@@ -47,6 +50,7 @@ impl Bench {
             Bench::DurableFanout(command) => command.run(global, out),
             Bench::Restart(command) => command.run(global, out),
             Bench::RestartWriter(command) => command.run(global),
+            Bench::Dormant(command) => command.run(global, out),
             Bench::Fetch(command) => command.run(global, out),
         }
     }
