@@ -95,6 +95,20 @@ pub enum Error {
         /// End (exclusive) of what can be read.
         end: Offset,
     },
+    /// A pin holds records that the call would delete. Release it, or delete over it.
+    #[error(
+        "{partition} is pinned from offset {pinned} on by {owner:?} for {reason:?}; release the pin, or delete over it"
+    )]
+    Pinned {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The lowest offset that is pinned.
+        pinned: Offset,
+        /// Who pinned it.
+        owner: String,
+        /// What for.
+        reason: String,
+    },
     /// A follower's batch does not continue the log. Fix the call: truncate, or fetch from `expected`.
     #[error("batch at offset {found} does not continue {partition}, which ends at {expected}")]
     OffsetMismatch {
@@ -225,6 +239,7 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (21, "INVALID_HANDLE", "a handle that is 0, released, or of another kind (C ABI)"),
     (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
+    (24, "PINNED", "a pin holds records that the call would delete"),
 ];
 
 impl Error {
@@ -252,6 +267,7 @@ impl Error {
             Error::PartitionFailed { .. } => 18,
             Error::Closed { .. } => 19,
             Error::Timeout { .. } => 20,
+            Error::Pinned { .. } => 24,
         }
     }
 

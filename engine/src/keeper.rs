@@ -89,7 +89,7 @@ impl Keeper {
 
     /// Unlinks what is due and writes the checkpoint files.
     pub(crate) fn round(&self, registry: &Registry) {
-        self.unlink_due();
+        self.unlink_due(self.clock.monotonic());
         if let Err(error) = self.write_checkpoints(registry) {
             tracing::error!(%error, "checkpoint files not written; the next round tries again");
         }
@@ -100,9 +100,13 @@ impl Keeper {
         self.changed.notify_one();
     }
 
+    /// Unlinks what no lease holds though its time has not come: space is short.
+    pub(crate) fn unlink_now(&self) {
+        self.unlink_due(Duration::MAX);
+    }
+
     /// Unlinks files whose time has come and that no lease holds.
-    fn unlink_due(&self) {
-        let now = self.clock.monotonic();
+    fn unlink_due(&self, now: Duration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let due: Vec<_> = state
             .retired

@@ -13,6 +13,10 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// Retention deletes records that the high watermark has not reached.
+    RetentionPassesHighWatermark,
+    /// Retention deletes what is pinned.
+    RetentionIgnoresPins,
 }
 
 /// True if this bug is planted on this thread.
