@@ -82,6 +82,25 @@ pub enum KeptBy {
     NextRound(DeleteReason),
 }
 
+impl KeptBy {
+    /// A name for programs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            KeptBy::ActiveAndEmpty => "active-and-empty",
+            KeptBy::HighWatermark(_) => "high-watermark",
+            KeptBy::Pin(_) => "pin",
+            KeptBy::NotYetOld(_) => "not-yet-old",
+            KeptBy::NoTime => "no-time",
+            KeptBy::Bytes(_) => "retention-bytes",
+            KeptBy::Records(_) => "retention-records",
+            KeptBy::NoLimit => "no-limit",
+            KeptBy::OlderStays(_) => "older-stays",
+            KeptBy::NextRound(_) => "next-round",
+        }
+    }
+}
+
 impl fmt::Display for KeptBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
