@@ -183,6 +183,11 @@
 #define LOGLANE_PANIC 23
 
 /*
+ A pin holds records that the call would delete.
+ */
+#define LOGLANE_PINNED 24
+
+/*
  Bytes of a message, its NUL included.
  */
 #define LOGLANE_MESSAGE_BYTES 512

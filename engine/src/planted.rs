@@ -19,6 +19,14 @@ pub(crate) enum Bug {
     RetentionIgnoresPins,
 }
 
+#[cfg(test)]
+impl Bug {
+    /// True if it shows in lives with retention only.
+    pub(crate) fn is_of_retention(self) -> bool {
+        matches!(self, Bug::RetentionPassesHighWatermark | Bug::RetentionIgnoresPins)
+    }
+}
+
 /// True if this bug is planted on this thread.
 #[cfg(not(test))]
 pub(crate) const fn planted(_bug: Bug) -> bool {
