@@ -183,9 +183,14 @@
 #define LOGLANE_PANIC 23
 
 /*
+ The offset was cut away by a truncation: compare leader epochs.
+ */
+#define LOGLANE_TRUNCATED 24
+
+/*
  A pin holds records that the call would delete.
  */
-#define LOGLANE_PINNED 24
+#define LOGLANE_PINNED 25
 
 /*
  Bytes of a message, its NUL included.

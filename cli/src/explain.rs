@@ -50,7 +50,7 @@ impl Explain {
             let explanation = partition.explain()?;
             match out.json {
                 true => out.object(&object(&explanation))?,
-                false => table(&explanation, out)?,
+                false => table(&explanation, partition.stored_settings().is_empty(), out)?,
             }
         }
         Ok(Exit::Done)
@@ -101,7 +101,7 @@ fn pin_object(pin: &Pin) -> Value {
     })
 }
 
-fn table(explanation: &Explanation, out: &mut Output) -> Result<(), Failure> {
+fn table(explanation: &Explanation, defaults: bool, out: &mut Output) -> Result<(), Failure> {
     let config = &explanation.config;
     let limit = |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
     writeln!(
@@ -120,6 +120,12 @@ fn table(explanation: &Explanation, out: &mut Output) -> Result<(), Failure> {
         limit(config.retention_records),
         config.retention_clock.name(),
     )?;
+    if defaults {
+        writeln!(
+            out,
+            "  these are defaults: nothing is stored of this topic, its writer may have others"
+        )?;
+    }
     let heads =
         ["base", "end", "bytes", "newest record", "last append", "goes at", "why it is here"];
     let mut rows = vec![heads.map(str::to_owned)];

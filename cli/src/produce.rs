@@ -16,7 +16,6 @@ use loglane::format::{BatchBuilder, Codec};
 use loglane::io::{Clock, SystemClock};
 use loglane::{
     AppendOptions, Bytes, Completion, CompletionQueue, Config, Engine, Error, Partition,
-    SettingsChange,
 };
 use memchr::memmem::Finder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -36,7 +35,7 @@ const IDLE: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(crate) struct Produce {
-    /// The topic; created on first use
+    /// The topic; created on first use, as by: loglane topics create
     #[arg(long, value_parser = topics::topic_name)]
     topic: String,
     /// Partitions of a topic that is created
@@ -181,7 +180,7 @@ impl<'a> Producer<'a> {
     ) -> Result<Producer<'a>, Failure> {
         let mut partitions = engine.topic(&args.topic)?;
         if partitions.is_empty() {
-            let change = SettingsChange::new();
+            let change = topics::settings_of_new();
             let settings = args.segment_bytes.map_or(change.clone(), |b| change.segment_bytes(b));
             partitions = engine.create_topic_with(&args.topic, args.partitions, &settings)?;
         }

@@ -85,11 +85,15 @@ impl Topics {
     }
 }
 
+/// What is stored of a topic that the program creates, if nothing else is said: a writer may have
+/// another default for how long records stay, and commands delete only where it is stored.
+pub(crate) fn settings_of_new() -> SettingsChange {
+    SettingsChange::new().retention_ms(PartitionConfig::default().retention_ms)
+}
+
 impl Create {
     fn run(self, dir: &Path, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
-        // Said aloud: a writer may have another default.
-        let default = PartitionConfig::default().retention_ms;
-        let settings = self.settings.into(SettingsChange::new().retention_ms(default))?;
+        let settings = self.settings.into(settings_of_new())?;
         let engine = Engine::open(crate::config(dir))?;
         let made = engine.create_topic_with(&self.name, self.partitions, &settings);
         let id = made.as_ref().ok().and_then(|made| made.first()).and_then(|p| p.topic_id());

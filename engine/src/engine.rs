@@ -2,12 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, Backend, DirLock, Disk, EntryKind};
 use crate::journal::{self, Replay};
 use crate::keeper::Keeper;
+use crate::log::Isolation;
+use crate::longpoll::{LongPolls, Woken};
+use crate::offset::Offset;
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_partition};
 use crate::registry::{Entry, Registry};
@@ -15,9 +19,13 @@ use crate::retention::{RetentionStat, Sweep, Terms, open_terms};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
 use crate::settings::SettingsChange;
-use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, ShardHandle};
+use crate::shard::{
+    self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, Pending, RetiredSink, Setup,
+    ShardHandle,
+};
 use crate::space::Space;
 use crate::topic::TopicPartition;
+use names::{delete_name, is_delete_name};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +34,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
 
+mod names;
 mod retain;
 
 /// Kafka's lock file.
@@ -75,7 +84,8 @@ pub(crate) struct Core {
     keeper: Arc<Keeper>,
     terms: Arc<Terms>,
     sweep: Arc<Sweep>,
-    unsynced_bytes: Arc<AtomicU64>,
+    outstanding: Arc<Outstanding>,
+    polls: Arc<LongPolls>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
     mode: Mode,
@@ -184,17 +194,18 @@ impl Engine {
             };
             registry.insert(Entry::new(name, path, checkpoints));
         }
-        let unsynced_bytes = Arc::new(AtomicU64::new(0));
+        let outstanding = Arc::<Outstanding>::default();
         let unread = mode != Mode::Clean && !replay.paths.is_empty();
         let old_journals = Arc::new(AtomicBool::new(unread));
         let shards = Shards {
             config: &config,
             disk: &disk,
             number,
-            unsynced_bytes: &unsynced_bytes,
+            outstanding: &outstanding,
             old_journals: &old_journals,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
+        let polls = Arc::new(LongPolls::new(Arc::clone(&config.clock)));
         let core = Core {
             config,
             disk,
@@ -205,7 +216,8 @@ impl Engine {
             keeper,
             terms,
             sweep: Arc::default(),
-            unsynced_bytes,
+            outstanding,
+            polls,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
@@ -261,7 +273,7 @@ impl Engine {
             gauges().map(|g| gauge(g).load(Ordering::Relaxed)).sum()
         };
         let journal_bytes = sum(|g| &g.journal_bytes);
-        let unsynced_bytes = self.core.unsynced_bytes.load(Ordering::Relaxed);
+        let unsynced_bytes = self.core.outstanding.unsynced_bytes.load(Ordering::Relaxed);
         EngineStat {
             journal_bytes,
             unsynced_bytes,
@@ -270,6 +282,35 @@ impl Engine {
             journal_bytes_written: sum(|g| &g.frame_bytes),
             deleted: self.core.terms.counters.stat(),
         }
+    }
+
+    /// Waits until the partitions together have `bytes_min` bytes or more to be fetched from these
+    /// offsets, or until `timeout` has passed: what a broker does with a fetch that finds too little.
+    /// It wakes once, through the [`Pending`]; also when an offset can no longer be read, which the
+    /// fetch that follows then reports. With nothing to wait for it is answered at once.
+    ///
+    /// # Errors
+    /// As [`Partition::fetch`] for an offset out of range; [`Error::Closed`].
+    pub fn long_poll(
+        &self,
+        interests: &[(Partition, Offset)],
+        bytes_min: u64,
+        timeout: Duration,
+        isolation: Isolation,
+    ) -> Result<Pending<Woken>> {
+        self.core.polls.arm(interests, bytes_min, timeout, isolation)
+    }
+
+    /// Makes a copy of the directory in `to`, which must be empty or missing, while it is written to:
+    /// sealed segments by hard links where the file system has them, the rest by copying. Each
+    /// partition ends at an offset that was its log end during the call; every partition is opened
+    /// for it. The branch is a directory of its own, to be opened and written to.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if `to` has something in it, [`Error::NoSpace`], [`Error::Busy`] if a
+    /// partition is truncated or deleted over and over meanwhile, [`Error::Io`], [`Error::Closed`].
+    pub fn branch(&self, to: impl AsRef<Path>, sync: BranchSync) -> Result<Branched> {
+        branch::make(&self.core, to.as_ref(), sync)
     }
 
     /// The names of all partitions, open or not.
@@ -283,7 +324,7 @@ impl Engine {
     /// # Errors
     /// The first that opening one met.
     pub fn partitions(&self) -> Result<Vec<Partition>> {
-        self.core.registry.all().iter().map(|entry| self.core.open_entry(entry)).collect()
+        self.core.open_all()
     }
 
     /// The partitions of a topic, by number; none if there is no such topic.
@@ -376,6 +417,7 @@ impl Engine {
             return Ok(());
         };
         let core = &self.core;
+        core.polls.stop();
         core.keeper.stop();
         self.stop_sweep();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -436,6 +478,19 @@ impl Engine {
 }
 
 impl Core {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All partitions; those that are not open are opened.
+    pub(crate) fn open_all(&self) -> Result<Vec<Partition>> {
+        self.registry.all().iter().map(|entry| self.open_entry(entry)).collect()
+    }
+
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
         let mut is_new = false;
         let partition = entry.partition(|entry| {
@@ -610,7 +665,7 @@ struct Shards<'a> {
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
     number: u64,
-    unsynced_bytes: &'a Arc<AtomicU64>,
+    outstanding: &'a Arc<Outstanding>,
     old_journals: &'a Arc<AtomicBool>,
 }
 
@@ -634,8 +689,11 @@ impl Shards<'_> {
                 clock: Arc::clone(&self.config.clock),
                 mailbox_requests_max: self.config.mailbox_requests_max,
                 inflight_bytes_max: self.config.inflight_bytes_max,
-                unsynced_bytes_max: self.config.unsynced_bytes_max(),
-                unsynced_bytes: Arc::clone(self.unsynced_bytes),
+                outstanding_max: OutstandingMax {
+                    unsynced_bytes: self.config.unsynced_bytes_max(),
+                    files: self.config.open_files_max.unwrap_or_else(open_files_default),
+                },
+                outstanding: Arc::clone(self.outstanding),
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
                 old_journals: Arc::clone(self.old_journals),
@@ -718,43 +776,9 @@ fn read_journals(disk: &dyn Disk, dir: &Path, names: &Names, mode: Mode) -> Resu
     }
 }
 
-/// `<topic>-<partition>.<32 hex digits>-delete`, cut to 255 bytes as Kafka does.
-fn delete_name(name: &TopicPartition) -> String {
-    let suffix = format!("-{}.{}-delete", name.partition(), Uuid::new_v4().simple());
-    let room = 255 - suffix.len();
-    let topic = name.topic();
-    format!("{}{suffix}", topic.get(..topic.len().min(room)).unwrap_or(topic))
-}
-
-fn is_delete_name(name: &str) -> bool {
-    let middle = name.strip_suffix("-delete").and_then(|rest| rest.rsplit_once('.'));
-    middle.is_some_and(|(partition, id)| {
-        TopicPartition::from_dir_name(partition).is_some()
-            && id.len() == 32
-            && id.bytes().all(|b| b.is_ascii_hexdigit())
-    })
-}
-
 /// Half of what the process may open: active segments, sockets and files of the host need the rest.
 fn open_files_default() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let soft = limit.current.unwrap_or(1 << 20);
     usize::try_from((soft / 2).saturating_sub(HOST_FILES).max(16)).unwrap_or(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delete_names_are_recognised_and_fit_a_file_name() {
-        let name = TopicPartition::new(&"x".repeat(249), 7).unwrap();
-        let deleted = delete_name(&name);
-        assert!(deleted.len() <= 255 && is_delete_name(&deleted), "{deleted}");
-        for name in
-            ["a-0", "a-0-delete", "a-0.xyz-delete", "notes.0123456789abcdef0123456789abcdef-delete"]
-        {
-            assert!(!is_delete_name(name), "{name}");
-        }
-    }
 }

@@ -109,6 +109,17 @@ pub enum Error {
         /// What for.
         reason: String,
     },
+    /// The log was truncated below the offset since somebody read there. Its records are gone: find
+    /// where this log and the reader's part by their leader epochs, and go on from there.
+    #[error("{partition} was truncated and ends at {log_end}; offset {offset} is gone")]
+    Truncated {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The offset asked for.
+        offset: Offset,
+        /// Where the log ends now.
+        log_end: Offset,
+    },
     /// A follower's batch does not continue the log. Fix the call: truncate, or fetch from `expected`.
     #[error("batch at offset {found} does not continue {partition}, which ends at {expected}")]
     OffsetMismatch {
@@ -239,7 +250,8 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (21, "INVALID_HANDLE", "a handle that is 0, released, or of another kind (C ABI)"),
     (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
-    (24, "PINNED", "a pin holds records that the call would delete"),
+    (24, "TRUNCATED", "the offset was cut away by a truncation: compare leader epochs"),
+    (25, "PINNED", "a pin holds records that the call would delete"),
 ];
 
 impl Error {
@@ -267,7 +279,8 @@ impl Error {
             Error::PartitionFailed { .. } => 18,
             Error::Closed { .. } => 19,
             Error::Timeout { .. } => 20,
-            Error::Pinned { .. } => 24,
+            Error::Truncated { .. } => 24,
+            Error::Pinned { .. } => 25,
         }
     }
 

@@ -100,9 +100,10 @@ impl Keeper {
         self.changed.notify_one();
     }
 
-    /// Unlinks what no lease holds though its time has not come: space is short.
-    pub(crate) fn unlink_now(&self) {
-        self.unlink_due(Duration::MAX);
+    /// Unlinks what no lease holds before its time comes: space is short.
+    pub(crate) fn unlink_early(&self) {
+        let early = self.file_delete_delay.saturating_sub(GRACE);
+        self.unlink_due(self.clock.monotonic().saturating_add(early));
     }
 
     /// Unlinks files whose time has come and that no lease holds.
@@ -164,6 +165,10 @@ impl Keeper {
 
 /// How often deleted files are looked at while there are some.
 const UNLINK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a deleted file stays at least: a reader that found its segment just before may not have
+/// its lease yet.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Between two partitions that are recovered in the background: those that somebody waits for go
 /// first.

@@ -53,6 +53,7 @@
     )
 )]
 
+mod branch;
 mod checkpoint;
 mod config;
 mod engine;
@@ -63,6 +64,7 @@ pub mod io;
 mod journal;
 mod keeper;
 mod log;
+mod longpoll;
 mod offset;
 mod partition;
 mod planted;
@@ -81,12 +83,14 @@ mod topic;
 mod unlink;
 mod view;
 
+pub use branch::{BranchSync, Branched};
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
 pub use config::{Config, HighWatermark, PartitionConfig, RetentionClock};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
-pub use log::{FetchOptions, Isolation, Lease, LeaseRange};
+pub use log::{FetchOptions, Isolation, Lease, LeaseRange, ListedOffset, OffsetQuery, Verify};
+pub use longpoll::Woken;
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
 pub use recovery::RecoveryReport;

@@ -9,7 +9,7 @@ use crate::checkpoint::{self, PartitionOffsets};
 use crate::config::{HighWatermark, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, BackendChoice, Clock, DirLock, Disk, EntryKind, SystemClock};
-use crate::log::{FetchOptions, Lease, LogShared};
+use crate::log::{FetchOptions, Isolation, Lease, ListedOffset, LogShared, OffsetQuery};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_partition};
 use crate::retention::{Explanation, Place, Terms, explain, open_terms};
@@ -272,13 +272,16 @@ impl PartitionView {
         self.shared.fetch(offset.0, options)
     }
 
-    /// As [`crate::Partition::offset_for_timestamp`].
+    /// As [`crate::Partition::list_offset`].
     ///
     /// # Errors
-    /// As [`crate::Partition::offset_for_timestamp`].
-    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(Offset, i64)>> {
-        let found = self.shared.offset_for_timestamp(timestamp)?;
-        Ok(found.map(|(offset, timestamp)| (Offset(offset), timestamp)))
+    /// As [`crate::Partition::list_offset`].
+    pub fn list_offset(
+        &self,
+        query: OffsetQuery,
+        isolation: Isolation,
+    ) -> Result<Option<ListedOffset>> {
+        self.shared.list_offset(query, isolation)
     }
 
     fn refresh(&mut self, disk: &dyn Disk) -> Result<()> {
@@ -300,6 +303,8 @@ impl PartitionView {
     fn next_segment(&self, base: i64, follow: &mut Follow) {
         let path = names::path(&self.shared.dir, base, names::LOG);
         let segment = Arc::new(Segment::new(path, base, Vec::new()));
+        // Only checked batches are taken in.
+        segment.trust_from(0);
         let (index, writer) =
             IndexWriter::new(base, self.shared.config.load().index_interval_bytes);
         segment.set_index(index);

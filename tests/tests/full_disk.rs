@@ -91,7 +91,11 @@ fn resume(partition: &Partition, what: &str) {
 /// Every record from the log start to the log end is there and is its own.
 fn check(partition: &Partition) {
     let mut offset = partition.log_start_offset();
-    let options = FetchOptions { max_bytes: 4 << 20, isolation: Isolation::LogEnd };
+    let options = FetchOptions {
+        max_bytes: 4 << 20,
+        isolation: Isolation::LogEnd,
+        ..FetchOptions::default()
+    };
     while offset < partition.log_end_offset() {
         let lease = partition.fetch(offset, &options).unwrap();
         let bytes = lease.to_vec().unwrap();
@@ -112,7 +116,8 @@ fn a_hundred_rounds_of_fill_retain_and_resume_lose_nothing_and_need_no_restart()
     const LIMIT: u64 = 2 << 20;
     let dir = tempfile::tempdir().unwrap();
     let Some(_mount) = Tmpfs::mount(dir.path(), "8m") else { return };
-    let engine = Engine::open(config(dir.path())).unwrap();
+    let config = || Config { file_delete_delay_ms: 0, ..config(dir.path()) };
+    let engine = Engine::open(config()).unwrap();
     let settings = SettingsChange::new().retention_ms(None).retention_bytes(Some(LIMIT));
     let partition = engine.create_topic_with("t", 1, &settings).unwrap().remove(0);
     for round in 0..100 {
@@ -141,7 +146,7 @@ fn a_hundred_rounds_of_fill_retain_and_resume_lose_nothing_and_need_no_restart()
     let (start, end) = (partition.log_start_offset(), partition.log_end_offset());
     drop(partition);
     engine.close().unwrap();
-    let engine = Engine::open(config(dir.path())).unwrap();
+    let engine = Engine::open(config()).unwrap();
     let partition = engine.partition("t", 0).unwrap();
     assert_eq!((partition.log_start_offset(), partition.log_end_offset()), (start, end));
     check(&partition);

@@ -55,9 +55,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Config`] for a value out of its range, [`Error::NoSpace`],
-    /// [`Error::Io`]; then nothing has changed.
+    /// [`Error::Io`], [`Error::Closed`]; then nothing has changed.
     pub fn configure_topic(&self, topic: &str, change: &SettingsChange) -> Result<()> {
         let core = &self.core;
+        if self.open.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Err(Error::Closed { what: "the engine".into() });
+        }
         let entries = core.registry.of_topic(topic);
         let Some(first) = entries.first() else {
             return Err(Error::NotFound { what: format!("topic {topic}") });
@@ -122,7 +125,7 @@ impl Core {
             open: (self.mode == Mode::Clean).then_some(&open),
         });
         if self.space.is_low() {
-            self.keeper.unlink_now();
+            self.keeper.unlink_early();
         }
         round
     }

@@ -89,6 +89,27 @@ impl Log {
         renamed
     }
 
+    /// Puts a copy of a segment's first bytes in its place: a branch has the same file, and must not
+    /// see it cut.
+    pub(super) fn make_own(&self, segment: &Segment, length: u32) -> Result<()> {
+        let path = segment.path();
+        let fresh_path = fresh_path(path);
+        let from = segment.file(&self.shared.open_files)?;
+        let fresh = self
+            .disk
+            .open(&fresh_path, OpenMode::CreateOrTruncate)
+            .map_err(|e| Error::io("create", &fresh_path, e))?;
+        let copied = fresh.copy_from(from.as_ref(), length.into());
+        let renamed = copied
+            .and_then(|()| fresh.sync_data())
+            .and_then(|()| self.disk.rename(&fresh_path, path));
+        if let Err(error) = renamed {
+            let _ = self.disk.remove_file(&fresh_path);
+            return Err(Error::io("copy", path, error));
+        }
+        self.sync_dir()
+    }
+
     /// Copies a segment batch by batch and syncs the copy.
     fn copy(&self, segment: &Segment, from: &FileRef, fresh_path: &Path) -> Result<FileRef> {
         let base = segment.base_offset();

@@ -398,6 +398,7 @@ impl Log {
         if self.shared.config.load().high_watermark == crate::config::HighWatermark::FollowsLogEnd {
             self.shared.offsets.advance_high_watermark(next_offset);
         }
+        self.shared.watchers.notify();
     }
 }
 

@@ -26,8 +26,8 @@ use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
-    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, create_first,
-    create_segment, read_index, write_index,
+    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Watchers,
+    create_first, create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
 use crate::segment::{
@@ -40,7 +40,7 @@ use leftovers::{list_segments, remove_segment};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 
 /// How a directory is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -262,6 +262,9 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         leader_epoch: AtomicI32Max::new(0),
         space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
+        cut_from: AtomicI64::new(-1),
+        cuts: AtomicU64::new(0),
+        watchers: Watchers::default(),
     })
 }
 
@@ -310,6 +313,7 @@ fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
 fn read_only_empty(opening: &Opening<'_>, base: i64) -> Split {
     let path = names::path(&opening.dir, base, names::LOG);
     let segment = Arc::new(Segment::new(path, base, Vec::new()));
+    segment.trust_from(0);
     let (index, writer) = IndexWriter::new(base, opening.config.index_interval_bytes);
     segment.set_index(index);
     let follow =
@@ -468,6 +472,7 @@ fn walk_tail(
         // A time index without its final entry: not from a clean close of this log.
         return Ok(None);
     }
+    segment.trust_from(u32::try_from(from).unwrap_or(u32::MAX));
     segment.set_max_timestamp(max_timestamp);
     segment.set_index(index);
     let tail = Tail { end_offset: scanner.next_offset(), bytes };
@@ -616,6 +621,7 @@ fn walk(
         damaged.extend(next.damage(opening, whole));
     }
     let segment = Segment::new(path, base, damaged);
+    segment.trust_from(0);
     segment.set_max_timestamp(writer.max_timestamp());
     segment.set_index(index);
     let tail = Tail { end_offset, bytes: whole };

@@ -79,7 +79,11 @@ fn none() -> SettingsChange {
 /// Everything from the log start on can be read.
 fn read_all(partition: &Partition) -> i64 {
     let mut offset = partition.log_start_offset();
-    let options = FetchOptions { max_bytes: 1 << 20, isolation: Isolation::LogEnd };
+    let options = FetchOptions {
+        max_bytes: 1 << 20,
+        isolation: Isolation::LogEnd,
+        ..FetchOptions::default()
+    };
     while offset < partition.log_end_offset() {
         let lease = partition.fetch(offset, &options).unwrap();
         assert!(lease.next_offset() > offset);

@@ -23,6 +23,7 @@ mod mailbox;
 mod spin;
 mod tick;
 
+pub(crate) use checkpoint::{Outstanding, OutstandingMax};
 pub(crate) use completion::{Answers, Promise, Reply, pending};
 pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pending};
 
@@ -56,6 +57,7 @@ pub(crate) enum Message {
     /// Does something with a log, after what is queued for it.
     With(Slot, Work),
     Truncate(Slot, Offset, Promise<Offset>),
+    Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),
@@ -222,10 +224,9 @@ pub(crate) struct Setup {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mailbox_requests_max: usize,
     pub(crate) inflight_bytes_max: u64,
-    /// Appends wait when more than this is in the segments of all shards and not synced.
-    pub(crate) unsynced_bytes_max: u64,
-    /// How much that is.
-    pub(crate) unsynced_bytes: Arc<AtomicU64>,
+    /// Appends wait when all shards together have more than this.
+    pub(crate) outstanding_max: OutstandingMax,
+    pub(crate) outstanding: Arc<Outstanding>,
     pub(crate) checkpoint_interval: Duration,
     /// Of this open of the directory.
     pub(crate) session: u64,
