@@ -482,6 +482,10 @@ impl Core {
         &self.disk
     }
 
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }

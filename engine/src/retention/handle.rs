@@ -53,7 +53,7 @@ impl Partition {
     /// it returns; a restart keeps it, and its expiry goes by the wall clock.
     ///
     /// [`Partition::delete_records`] past a pin is refused; [`Partition::delete_records_over_pins`],
-    /// [`Partition::truncate`] and the deletion of the topic are not.
+    /// [`Partition::truncate`], [`Partition::reset`] and the deletion of the topic are not.
     ///
     /// # Errors
     /// [`Error::OffsetOutOfRange`] below the log start (it is gone) or past the log end,

@@ -195,6 +195,12 @@ impl Store {
         })
     }
 
+    /// Writes what is stored to another directory.
+    pub(crate) fn copy_to(&self, disk: &dyn Disk, dir: &Path) -> Result<()> {
+        let lines = compose(&self.topics.read().unwrap_or_else(PoisonError::into_inner));
+        text::write(disk, &dir.join(SETTINGS_FILE), &lines)
+    }
+
     /// Forgets a topic that was deleted.
     pub(crate) fn forget(&self, topic: &str) -> Result<()> {
         self.replace(|topics| {
