@@ -13,7 +13,7 @@ use crate::topic::TopicPartition;
 use std::fmt;
 
 /// What retention has to say about a partition, as of one moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Explanation {
     /// Which partition.
     pub partition: TopicPartition,

@@ -319,6 +319,7 @@ fn parse_pin(line: &str) -> Option<(TopicPartition, Placed)> {
 mod tests {
     use super::*;
     use crate::io::BackendChoice;
+    use proptest::prelude::*;
 
     fn pins(dir: &Path) -> Pins {
         Pins::open(crate::io::open(dir, BackendChoice::Plain).unwrap(), dir).unwrap()
@@ -371,6 +372,20 @@ mod tests {
         pins.advance(place, PinId(99), Offset(3), None, 0).unwrap_err();
         pins.advance(place, id, Offset(9), Some(50), 0).unwrap();
         pins.advance(place, id, Offset(9), None, 50).unwrap_err();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn any_lines_are_read_or_refused_and_what_is_read_is_written_again(
+            lines in proptest::collection::vec(
+                "(next|pin)( (t|0|1|7|-|-3|%|%20|a%|AAAAAAAAAAAAAAAAAAAABw)){0,10}", 0..5)
+        ) {
+            if let Ok(board) = parse(&lines) {
+                prop_assert_eq!(parse(&compose(&board)), Ok(board));
+            }
+        }
     }
 
     #[test]

@@ -321,6 +321,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::io::BackendChoice;
+    use proptest::prelude::*;
 
     fn store(dir: &Path) -> Store {
         let disk = crate::io::open(dir, BackendChoice::Plain).unwrap();
@@ -405,6 +406,21 @@ mod tests {
         let change = SettingsChange::new().retention_ms(Some(1));
         store.change("c", ID, None, &change).unwrap();
         assert_eq!(store.effective(&partition("c-3"), ID).retention_ms, Some(1));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn any_lines_are_read_or_refused_and_what_is_read_is_written_again(
+            lines in proptest::collection::vec(
+                "topic (t|u) (-|AAAAAAAAAAAAAAAAAAAABw)|partition [0-2]|set (retention_ms|segment_bytes|x) (none|5|2048)",
+                0..12)
+        ) {
+            if let Ok(topics) = parse(&lines) {
+                prop_assert_eq!(parse(&compose(&topics)), Ok(topics));
+            }
+        }
     }
 
     #[test]

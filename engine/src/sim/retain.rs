@@ -74,17 +74,27 @@ impl Life {
 
     pub(super) fn retention_operation(&mut self, at: usize) {
         match self.rng.below(10) {
-            0..=3 => self.retain(),
-            4 => {
-                let to = self.rng.below(1 + self.models[at].log_end().cast_unsigned());
-                let at_now = self.partitions[at].set_high_watermark(Offset(to.cast_signed()));
-                say!(self, "partition {at} high watermark {to}: {at_now}");
+            0..=4 => {
+                self.advance_high_watermark(at);
+                self.retain();
             }
-            5..=6 => self.pin(at),
-            7 => self.release(at),
+            5 => self.pin(at),
+            6..=7 => self.release(at),
             8 => self.advance(at),
             _ => self.configure(at),
         }
+    }
+
+    /// Of a host that sets it: somewhere, or to the end.
+    fn advance_high_watermark(&mut self, at: usize) {
+        let end = self.models[at].log_end();
+        let to = if self.rng.coin() {
+            self.rng.below(1 + end.cast_unsigned()).cast_signed()
+        } else {
+            end
+        };
+        let high_watermark = self.partitions[at].set_high_watermark(Offset(to));
+        say!(self, "partition {at} high watermark {to}: {high_watermark}");
     }
 
     fn retain(&mut self) {

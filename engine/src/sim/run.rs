@@ -328,7 +328,7 @@ impl Life {
 
     fn operation(&mut self) {
         let at = self.rng.index(self.partitions.len());
-        if self.plan.retention && self.rng.below(6) == 0 {
+        if self.plan.retention && self.rng.below(4) == 0 {
             return self.retention_operation(at);
         }
         match self.rng.below(40) {
