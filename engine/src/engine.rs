@@ -6,7 +6,7 @@ use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
-use crate::io::{self, Backend, DirLock, Disk, EntryKind};
+use crate::io::{self, Alive, Backend, DirLock, Disk, EntryKind};
 use crate::journal::{self, Replay};
 use crate::keeper::Keeper;
 use crate::log::Isolation;
@@ -650,6 +650,7 @@ impl Core {
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
         journal::remove(disk, dir, &journals)?;
         self.space.close()?;
+        io::remove_alive(disk, dir).map_err(|e| Error::io("remove files in", dir, e))?;
         session::remove(disk, dir)?;
         checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
     }
@@ -700,6 +701,8 @@ impl Shards<'_> {
                 outstanding: Arc::clone(self.outstanding),
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
+                alive: Alive::new(self.disk.as_ref(), dir, number)
+                    .map_err(|e| Error::io("create a file in", dir, e))?,
                 old_journals: Arc::clone(self.old_journals),
                 retired,
                 make_journal: self.journal_maker(threads),

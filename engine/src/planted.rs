@@ -13,6 +13,8 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// A sync is believed though the file system may have stopped writing.
+    SyncBelieved,
     /// Retention deletes records that the high watermark has not reached.
     RetentionPassesHighWatermark,
     /// Retention deletes what is pinned.

@@ -10,6 +10,7 @@
 //!
 //! Time is read from a [`Clock`], so that a simulated run can be replayed.
 
+mod alive;
 mod buffer;
 mod clock;
 mod lock;
@@ -25,6 +26,7 @@ mod suite;
 mod wake;
 mod writeback;
 
+pub(crate) use alive::{Alive, check_alive, remove_alive};
 pub use buffer::Buffer;
 pub use clock::{Clock, SystemClock};
 pub use lock::DirLock;

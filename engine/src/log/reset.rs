@@ -27,7 +27,8 @@ impl Log {
         let begun = if first == to { Ok(()) } else { self.begin_at(to) };
         let begun = begun.and_then(|()| {
             self.epochs = Epochs::new(Vec::new(), to, to);
-            self.store_epochs()
+            self.store_epochs()?;
+            self.check_alive()
         });
         if begun.is_err() {
             self.failed = Some("reset");

@@ -42,6 +42,7 @@ impl Log {
         // Index files are built anew from the log if a crash comes; a close writes them again.
         self.active.entries_on_disk = (0, 0);
         self.sync_dir()?;
+        self.check_alive()?;
         tracing::warn!(
             partition = %self.shared.name, segments = sealed.len() + 1,
             "a sync failed; what it may have dropped is on disk in fresh files"
@@ -60,6 +61,13 @@ impl Log {
         self.shared.offsets.advance_synced(log_end);
         self.journalled.on_synced(log_end, Some(self.active.bytes));
         Ok(())
+    }
+
+    /// Fails if syncs of this log may have said yes and done nothing; see `io/alive.rs`.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        let dir = self.shared.dir.parent().unwrap_or(&self.shared.dir);
+        let alive = crate::io::check_alive(self.disk.as_ref(), dir);
+        alive.map_err(|e| Error::io("change a name in", dir, e))
     }
 
     /// Notes for the next open that a sync failed.

@@ -72,7 +72,7 @@ impl Log {
 
     /// Cuts the files. On an error the log takes no more appends: reopen, and truncate again.
     pub(crate) fn finish_truncate(&mut self, cut: &CutPoint) -> Result<()> {
-        let done = self.cut_files(cut);
+        let done = self.cut_files(cut).and_then(|()| self.check_alive());
         if done.is_err() {
             self.doubt();
             self.failed = Some("truncate");

@@ -10,6 +10,7 @@ use crate::io::{Done, Lane, Op};
 use crate::journal::{self, Availability, Journal, Stretch};
 use crate::log::{Ahead, AppendRequest, Log, SyncOutcome};
 use crate::offset::Offset;
+use crate::planted::{Bug, planted};
 use std::sync::atomic::Ordering;
 
 /// Marks the token of a frame; the rest is its sequence. Other tokens are partitions.
@@ -125,6 +126,8 @@ impl Shard {
         let mut done = std::mem::take(&mut self.done);
         self.lane.reap(&mut done);
         let any = !done.is_empty();
+        // After all of them: one question answers for every sync that has come back.
+        let mut alive = None;
         for Done { token, result, buffer } in done.drain(..) {
             if token & FRAME_TOKEN != 0 {
                 let mut marks = std::mem::take(&mut self.marks);
@@ -138,6 +141,7 @@ impl Shard {
                     self.on_journal_lost(&error);
                 }
             } else if token != WRITEBACK_TOKEN {
+                let result = result.and_then(|()| self.still_writes(&mut alive));
                 self.on_synced(usize::try_from(token).unwrap_or(usize::MAX), result);
             }
         }
@@ -146,6 +150,23 @@ impl Shard {
             self.start_syncs();
         }
         any
+    }
+
+    /// Fails if syncs may have said yes and done nothing; see `io/alive.rs`.
+    fn still_writes(&mut self, alive: &mut Option<bool>) -> std::io::Result<()> {
+        let alive = alive.get_or_insert_with(|| match self.alive.check() {
+            _ if planted(Bug::SyncBelieved) => true,
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the file system has stopped writing; syncs count for nothing");
+                false
+            }
+        });
+        if *alive {
+            Ok(())
+        } else {
+            Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem))
+        }
     }
 
     fn on_mark(&mut self, slot: Slot, mark: journal::Mark) {

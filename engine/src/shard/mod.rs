@@ -28,7 +28,7 @@ pub(crate) use completion::{Answers, Promise, Reply, pending};
 pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pending};
 
 use crate::error::{Error, Result};
-use crate::io::{Clock, Lane, Waker};
+use crate::io::{Alive, Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
@@ -232,6 +232,8 @@ pub(crate) struct Setup {
     pub(crate) session: u64,
     /// Journals of earlier sessions are there, which a crash would replay.
     pub(crate) old_journals: Arc<AtomicBool>,
+    /// Tells whether syncs can be believed.
+    pub(crate) alive: Alive,
     pub(crate) retired: RetiredSink,
     pub(crate) make_journal: JournalMaker,
     pub(crate) store_recovery_points: StoreRecoveryPoints,

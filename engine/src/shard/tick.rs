@@ -11,7 +11,7 @@ use super::{
     Promise, RetiredSink, Setup, Slot, StoreRecoveryPoints, closed,
 };
 use crate::error::Result;
-use crate::io::{Clock, Done, Lane, Op};
+use crate::io::{Alive, Clock, Done, Lane, Op};
 use crate::journal::{Availability, Journal};
 use crate::log::{Ahead, AppendRequest, Log, Staged, Staging, WriteOutcome};
 use crate::offset::{LeaderEpoch, Offset};
@@ -73,6 +73,7 @@ pub(crate) struct Shard {
     pub(super) journal_wanted: JournalWanted,
     pub(super) checkpoints: Checkpoints,
     pub(super) old_journals: Arc<AtomicBool>,
+    pub(super) alive: Alive,
     inflight_bytes: Arc<AtomicU64>,
     gauges: Arc<Gauges>,
     retired: RetiredSink,
@@ -127,6 +128,7 @@ impl Shard {
                 now,
             ),
             old_journals: setup.old_journals,
+            alive: setup.alive,
             inflight_bytes,
             gauges,
             retired: setup.retired,

@@ -137,7 +137,7 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if bug == Bug::SyncAgain {
+        if matches!(bug, Bug::SyncAgain | Bug::SyncBelieved) {
             plan.faults = 20_000;
         }
         plan.retention |= bug.is_of_retention();
@@ -154,6 +154,7 @@ fn each_planted_bug_is_caught() {
         Bug::NoDirectorySync,
         Bug::FramesOutOfOrder,
         Bug::SyncAgain,
+        Bug::SyncBelieved,
         Bug::RetentionPassesHighWatermark,
         Bug::RetentionIgnoresPins,
     ] {
