@@ -188,6 +188,11 @@
 #define LOGLANE_TRUNCATED 24
 
 /*
+ A pin holds records that the call would delete.
+ */
+#define LOGLANE_PINNED 25
+
+/*
  Bytes of a message, its NUL included.
  */
 #define LOGLANE_MESSAGE_BYTES 512

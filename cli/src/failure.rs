@@ -91,6 +91,9 @@ fn next_step(error: &Error) -> &'static str {
         Error::InvalidBatch { .. } => "the records were not stored; check the input",
         Error::TooLarge { .. } => "split the record, or lower --batch-bytes",
         Error::OffsetOutOfRange { .. } => "start within the range, or with --from-beginning",
+        Error::Pinned { .. } => {
+            "see who holds it, and what for, with: loglane explain TOPIC:PARTITION"
+        }
         Error::Damaged { .. } => "see what can still be read with: loglane verify",
         Error::Format { .. } => {
             "restore the file from a backup; loglane verify lists all that is wrong"

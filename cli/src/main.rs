@@ -8,18 +8,22 @@ mod bench;
 mod consume;
 mod doctor;
 mod dump;
+mod explain;
 mod failure;
 mod output;
 mod partitioner;
 mod produce;
 mod progress;
 mod recover;
+mod retain;
+mod settings;
 mod stop;
 mod topics;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
 use failure::{Exit, Failure};
+use loglane::Config;
 use output::Output;
 use std::io::Write;
 use std::path::PathBuf;
@@ -62,7 +66,7 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Create, list, describe and delete topics
+    /// Create, list, describe, alter and delete topics
     #[command(subcommand, after_help = EXIT_CODES)]
     Topics(topics::Topics),
     /// Append a record for each line of stdin
@@ -77,6 +81,13 @@ enum Command {
     /// Check every byte of a data directory; changes nothing
     #[command(after_help = EXIT_CODES)]
     Verify(verify::Verify),
+    /// Say why each segment of a partition is still here, and when it goes; works while another process
+    /// writes
+    #[command(after_help = EXIT_CODES)]
+    Explain(explain::Explain),
+    /// Delete now what the stored settings of topics say may go
+    #[command(after_help = EXIT_CODES)]
+    Retain(retain::Retain),
     /// Make a directory that was killed a plain Kafka directory again
     #[command(after_help = EXIT_CODES)]
     Recover(recover::Recover),
@@ -98,6 +109,19 @@ impl Global {
     }
 }
 
+/// What commands open a directory with. A command deletes what it was asked to delete, nothing else.
+fn config(dir: impl Into<PathBuf>) -> Config {
+    let mut config = Config::new(dir);
+    config.retention_check_interval_ms = 0;
+    config
+}
+
+/// For commands that do delete what is too old: topics of which nothing is stored keep all they have.
+fn stored_settings_only(mut config: Config) -> Config {
+    config.partition.retention_ms = None;
+    config
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log();
@@ -109,6 +133,8 @@ fn main() -> ExitCode {
         Command::Consume(command) => command.run(global, &mut out),
         Command::Dump(command) => command.run(global, &mut out),
         Command::Verify(command) => command.run(global, &mut out),
+        Command::Explain(command) => command.run(global, &mut out),
+        Command::Retain(command) => command.run(global, &mut out),
         Command::Recover(command) => command.run(global, &mut out),
         Command::Doctor(command) => command.run(global, &mut out),
         Command::Bench(command) => command.run(global, &mut out),

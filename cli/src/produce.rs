@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(crate) struct Produce {
-    /// The topic; created on first use
+    /// The topic; created on first use, as by: loglane topics create
     #[arg(long, value_parser = topics::topic_name)]
     topic: String,
     /// Partitions of a topic that is created
@@ -62,7 +62,8 @@ pub(crate) struct Produce {
     /// Timestamp of every record, in Unix ms; default: now
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(i64).range(0..))]
     timestamp: Option<i64>,
-    /// Start a new segment file when one would pass this size
+    /// Start a new segment file when one would pass this size; stored if the topic is created, and
+    /// left aside if the topic has such a setting
     #[arg(long, value_name = "BYTES")]
     segment_bytes: Option<u32>,
 }
@@ -78,7 +79,9 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Produce {
     pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
-        let mut config = Config::new(global.data_dir()?);
+        // It may run for months: what topics say about retention holds meanwhile.
+        let dir = global.data_dir()?;
+        let mut config = crate::stored_settings_only(Config::new(dir));
         if let Some(bytes) = self.segment_bytes {
             config.partition.segment_bytes = bytes;
         }
@@ -177,7 +180,9 @@ impl<'a> Producer<'a> {
     ) -> Result<Producer<'a>, Failure> {
         let mut partitions = engine.topic(&args.topic)?;
         if partitions.is_empty() {
-            partitions = engine.create_topic(&args.topic, args.partitions)?;
+            let change = topics::settings_of_new();
+            let settings = args.segment_bytes.map_or(change.clone(), |b| change.segment_bytes(b));
+            partitions = engine.create_topic_with(&args.topic, args.partitions, &settings)?;
         }
         // A Kafka directory may have some of a topic's partitions only: keys still go by number.
         let last = partitions.last().map_or(0, |p| p.name().partition());

@@ -8,7 +8,7 @@ use crate::output::{Output, bytes_human};
 use crate::progress::Progress;
 use crate::{exit_for, verify::log_bytes};
 use clap::Args;
-use loglane::{Config, Engine, RecoveryReport};
+use loglane::{Engine, RecoveryReport};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ impl Recover {
             let what = format!("{} is not a directory", dir.display());
             return Err(Failure::new(what, "name a data directory by --dir"));
         }
-        let engine = Engine::open(Config::new(&dir))?;
+        let engine = Engine::open(crate::config(&dir))?;
         let names = engine.partition_names();
         let was_clean = engine.was_clean();
         let bytes = |name: &loglane::TopicPartition| log_bytes(&dir.join(name.to_string()));

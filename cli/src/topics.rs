@@ -1,12 +1,16 @@
-//! `loglane topics`: create, list, describe, delete.
+//! `loglane topics`: create, list, describe, alter, delete.
 
 #![forbid(unsafe_code)]
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, bytes_human};
+use crate::settings::{self, SettingArgs, unset};
 use crate::{Global, exit_for};
 use clap::{Args, Subcommand};
-use loglane::{Config, Engine, Error, PartitionView, TopicPartition, View, topic_id_text};
+use loglane::{
+    Engine, Error, PartitionConfig, PartitionView, SettingsChange, TopicPartition, View,
+    topic_id_text,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,6 +23,8 @@ pub(crate) enum Topics {
     List,
     /// Show a topic's partitions; works while another process writes
     Describe(Name),
+    /// Change settings of a topic, or of one of its partitions; they stay
+    Alter(Alter),
     /// Delete a topic and its records
     Delete(Name),
 }
@@ -31,9 +37,23 @@ pub(crate) struct Create {
     /// Number of partitions
     #[arg(long, default_value_t = 1, value_name = "N")]
     partitions: u32,
-    /// Largest segment file of what is written by this command; each writer chooses its own
-    #[arg(long, value_name = "BYTES")]
-    segment_bytes: Option<u32>,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct Alter {
+    /// The topic
+    #[arg(value_parser = topic_name)]
+    name: String,
+    /// This partition alone; its settings win over the topic's
+    #[arg(long, value_name = "N")]
+    partition: Option<u32>,
+    #[command(flatten)]
+    settings: SettingArgs,
+    /// Take a setting back: the topic's, or the default, holds again. Can be given more than once
+    #[arg(long, value_name = "NAME")]
+    unset: Vec<String>,
 }
 
 #[derive(Args)]
@@ -59,19 +79,23 @@ impl Topics {
             Topics::Create(create) => create.run(&dir, global, out),
             Topics::List => list(&dir, out),
             Topics::Describe(Name { name }) => describe(&dir, &name, out),
+            Topics::Alter(alter) => alter.run(&dir, global, out),
             Topics::Delete(Name { name }) => delete(&dir, &name, global, out),
         }
     }
 }
 
+/// What is stored of a topic that the program creates, if nothing else is said: a writer may have
+/// another default for how long records stay, and commands delete only where it is stored.
+pub(crate) fn settings_of_new() -> SettingsChange {
+    SettingsChange::new().retention_ms(PartitionConfig::default().retention_ms)
+}
+
 impl Create {
     fn run(self, dir: &Path, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
-        let mut config = Config::new(dir);
-        if let Some(bytes) = self.segment_bytes {
-            config.partition.segment_bytes = bytes;
-        }
-        let engine = Engine::open(config)?;
-        let made = engine.create_topic(&self.name, self.partitions);
+        let settings = self.settings.into(settings_of_new())?;
+        let engine = Engine::open(crate::config(dir))?;
+        let made = engine.create_topic_with(&self.name, self.partitions, &settings);
         let id = made.as_ref().ok().and_then(|made| made.first()).and_then(|p| p.topic_id());
         // An error of the creation is the one to report.
         let closed = engine.close();
@@ -84,6 +108,34 @@ impl Create {
                 || format!("created {name} partitions={partitions} id={id}"),
                 || json!({ "topic": name, "partitions": partitions, "topic_id": id }),
             )?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Alter {
+    fn run(self, dir: &Path, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
+        let change = unset(&self.unset, self.settings.into(SettingsChange::new())?)?;
+        if change.is_empty() {
+            let next = "give a setting, e.g. --retention-ms 604800000, or --unset NAME";
+            return Err(Failure::usage("nothing to change", next));
+        }
+        // An engine would create what is missing.
+        if !dir.is_dir() {
+            let what = format!("data directory {}", dir.display());
+            return Err(Error::NotFound { what }.into());
+        }
+        let engine = Engine::open(crate::config(dir))?;
+        let changed = match self.partition {
+            None => engine.configure_topic(&self.name, &change),
+            Some(number) => engine.partition(&self.name, number).and_then(|p| p.configure(&change)),
+        };
+        let closed = engine.close();
+        changed?;
+        closed?;
+        if !global.quiet {
+            let name = &self.name;
+            out.item(|| format!("altered {name}"), || json!({ "topic": name, "altered": true }))?;
         }
         Ok(Exit::Done)
     }
@@ -118,11 +170,17 @@ fn describe(dir: &Path, name: &str, out: &mut Output) -> Result<Exit, Failure> {
         let id = first.topic_id().map_or("none".into(), topic_id_text);
         let count = view.partitions().len();
         writeln!(out, "topic {name}: id={id} partitions={count}")?;
+        writeln!(out, "  settings: {}", settings::line(first))?;
     }
     let mut damaged = false;
+    let of_first = settings::line(first);
     for partition in view.partitions().values() {
         damaged |= !partition.damaged_ranges().is_empty();
         describe_partition(partition, out)?;
+        let own = settings::line(partition);
+        if own != of_first && !out.json {
+            writeln!(out, "    settings: {own}")?;
+        }
     }
     if view.writer_is_live() && !out.json {
         writeln!(out, "  another process is writing here")?;
@@ -153,6 +211,7 @@ fn describe_partition(partition: &PartitionView, out: &mut Output) -> Result<(),
             "topic_id": partition.topic_id().map(topic_id_text),
             "log_start_offset": start, "log_end_offset": end, "segments": segments,
             "bytes": bytes, "leader_epochs": epochs, "damaged": ranges,
+            "settings": settings::object(partition),
         }))?;
         return Ok(());
     }
@@ -183,7 +242,7 @@ fn delete(dir: &Path, name: &str, global: &Global, out: &mut Output) -> Result<E
     if !dir.is_dir() {
         return Err(Error::NotFound { what: format!("data directory {}", dir.display()) }.into());
     }
-    let engine = Engine::open(Config::new(dir))?;
+    let engine = Engine::open(crate::config(dir))?;
     let deleted = engine.delete_topic(name);
     let closed = engine.close();
     deleted?;

@@ -189,6 +189,81 @@ fn topics_are_made_listed_described_and_deleted() {
 }
 
 #[test]
+fn settings_are_stored_shown_changed_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let described = || ok(&run(path, &["topics", "describe", "t"]));
+    let create =
+        ["topics", "create", "t", "--retention-bytes", "5000", "--set", "segment.bytes=2048"];
+    ok(&run(path, &create));
+    let shown = described();
+    for part in ["retention_bytes=5000,", "segment_bytes=2048,", "retention_ms=604800000,"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(shown.contains("segment_ms=604800000 (default)"), "{shown}");
+    ok(&run(
+        path,
+        &["topics", "alter", "t", "--retention-ms", "none", "--unset", "retention_bytes"],
+    ));
+    let shown = described();
+    assert!(shown.contains("retention_ms=none,"), "{shown}");
+    assert!(shown.contains("retention_bytes=none (default)"), "{shown}");
+    // What a writer is told to do by default does not win over what is stored.
+    let lines = "x".repeat(200) + "\n";
+    let args = ["--topic", "t", "--batch-bytes", "1000", "--segment-bytes", "1000000"];
+    ok(&produce(path, &args, lines.repeat(40).as_bytes()));
+    let json: Value =
+        serde_json::from_str(&ok(&run(path, &["topics", "describe", "t", "--json"]))).unwrap();
+    assert!(json["segments"].as_i64().unwrap() > 3, "{json}");
+    assert_eq!(json["settings"]["values"]["segment_bytes"], "2048");
+    assert_eq!(json["settings"]["stored"], serde_json::json!(["retention_ms", "segment_bytes"]));
+    fails(&run(path, &["topics", "alter", "t", "--segment-bytes", "x"]), 2, "segment_bytes");
+    fails(&run(path, &["topics", "alter", "t", "--segment-bytes", "1"]), 1, "segment_bytes");
+    fails(&run(path, &["topics", "alter", "t", "--set", "no.such=1"]), 2, "no.such");
+    fails(&run(path, &["topics", "alter", "t"]), 2, "nothing to change");
+    fails(&run(path, &["topics", "alter", "u", "--segment-bytes", "2048"]), 1, "does not exist");
+}
+
+#[test]
+fn explain_says_why_segments_are_here_and_retain_deletes_what_it_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    ok(&run(path, &["topics", "create", "t", "--segment-bytes", "2048"]));
+    let lines = "x".repeat(200) + "\n";
+    ok(&produce(path, &["--topic", "t", "--batch-bytes", "1000"], lines.repeat(40).as_bytes()));
+    let explained = || -> Value {
+        serde_json::from_str(&ok(&run(path, &["explain", "t:0", "--json"]))).unwrap()
+    };
+    let before = explained();
+    assert_eq!(before["segments"][0]["kept_by"][0]["why"], "not-yet-old");
+    let due = before["segments"][0]["largest_timestamp"].as_i64().unwrap() + 604_800_001;
+    assert_eq!(before["segments"][0]["goes_at_ms"].as_i64(), Some(due));
+    assert!(ok(&run(path, &["explain", "t"])).contains("retention_ms keeps it until 20"));
+    ok(&run(
+        path,
+        &["topics", "alter", "t", "--retention-ms", "none", "--retention-records", "10"],
+    ));
+    let due = explained();
+    let next = |json: &Value| {
+        let segments = json["segments"].as_array().unwrap();
+        segments.iter().filter(|s| s["kept_by"][0]["why"] == "next-round").count()
+    };
+    let doomed = next(&due);
+    assert!(doomed > 0, "{due}");
+    let retained = ok(&run(path, &["retain"]));
+    assert!(retained.starts_with(&format!("deleted segments={doomed} ")), "{retained}");
+    let after = explained();
+    assert_eq!(next(&after), 0);
+    assert_eq!(
+        after["segments"].as_array().unwrap().len() + doomed,
+        due["segments"].as_array().unwrap().len()
+    );
+    fails(&run(path, &["explain", "u"]), 1, "topic u does not exist");
+    fails(&run(path, &["explain", "t:9"]), 1, "partition t-9 does not exist");
+    fails(&run(path, &["explain", "t:x"]), 2, "invalid value");
+}
+
+#[test]
 fn names_that_could_leave_the_directory_are_wrong_usage() {
     let dir = tempfile::tempdir().unwrap();
     let long = "x".repeat(250);

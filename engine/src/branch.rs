@@ -70,6 +70,8 @@ pub(crate) fn make(core: &Core, to: &Path, sync: BranchSync) -> Result<Branched>
 fn fill(core: &Core, disk: &dyn Disk, to: &Path, sync: BranchSync) -> Result<Branched> {
     // Until it is whole, an open of the branch must see that it is not.
     session::write(disk, to, &Session { number: 0, mount: None, doubt: false })?;
+    // How long records stay is the branch's from the beginning; pins are of those who read here.
+    core.terms().settings.copy_to(disk, to)?;
     let mut branched = Branched::default();
     let (mut recovery_points, mut high_watermarks, mut log_starts) =
         (PartitionOffsets::new(), PartitionOffsets::new(), PartitionOffsets::new());
@@ -96,7 +98,8 @@ fn fill(core: &Core, disk: &dyn Disk, to: &Path, sync: BranchSync) -> Result<Bra
     session::write(disk, to, &session)?;
     if sync == BranchSync::Durable {
         // Opened and closed: indexes are completed, and everything is synced that was not.
-        let config = Config { dir: to.to_owned(), ..core.config().clone() };
+        let config =
+            Config { dir: to.to_owned(), retention_check_interval_ms: 0, ..core.config().clone() };
         Engine::open(config)?.close()?;
     }
     Ok(branched)

@@ -21,6 +21,8 @@ pub(crate) const RECOVERY_POINTS: &str = "recovery-point-offset-checkpoint";
 pub(crate) const HIGH_WATERMARKS: &str = "replication-offset-checkpoint";
 /// Log start offsets that are above the first segment's base.
 pub(crate) const LOG_STARTS: &str = "log-start-offset-checkpoint";
+/// First dirty offset of each log that Kafka's cleaner compacts.
+pub(crate) const CLEANER_OFFSETS: &str = "cleaner-offset-checkpoint";
 /// Present while the directory is closed and whole.
 pub(crate) const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";
 /// In each partition directory: `<epoch> <start offset>` for each leader epoch.
@@ -186,7 +188,7 @@ fn write_entries(
     replace(disk, path, &text)
 }
 
-fn read_text(disk: &dyn Disk, path: &Path) -> Result<Option<String>> {
+pub(crate) fn read_text(disk: &dyn Disk, path: &Path) -> Result<Option<String>> {
     let file = match disk.open(path, OpenMode::Read) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -43,7 +43,18 @@ pub struct Config {
     /// How long a deleted segment's file stays under its `.deleted` name, and at least until the
     /// last lease on it is released. Kafka's `file.delete.delay.ms`, default 60 s.
     pub file_delete_delay_ms: u64,
-    /// Settings of partitions that are opened without settings of their own.
+    /// How often retention looks for what may go, beside when space is short. 100 ms to a day,
+    /// default 5 min (Kafka's `log.retention.check.interval.ms`), the first time after 30 s; 0: only
+    /// when the host calls [`crate::Engine::apply_retention`].
+    pub retention_check_interval_ms: u64,
+    /// Most bytes of all partitions' `.log` files together: over it the oldest segments of any
+    /// partition go, by their last append, as far as high watermarks and pins let them. An active
+    /// segment goes only if the limit is kept without it. Kafka's internal topics (`__…`) and those its
+    /// cleaner compacted are counted, not deleted from. Default `None`: no limit.
+    pub retention_total_bytes: Option<u64>,
+    /// Settings of partitions, as far as none are stored for them or their topic
+    /// ([`crate::Engine::configure_topic`]). Retention by default leaves Kafka's internal topics (`__…`)
+    /// and those its cleaner compacted alone.
     pub partition: PartitionConfig,
     /// Where the time comes from.
     pub clock: Arc<dyn Clock>,
@@ -63,6 +74,8 @@ impl Config {
             replay_bytes_max: 2 << 30,
             reserve_bytes: 64 << 20,
             file_delete_delay_ms: 60_000,
+            retention_check_interval_ms: 300_000,
+            retention_total_bytes: None,
             partition: PartitionConfig::default(),
             clock: Arc::new(SystemClock::default()),
         }
@@ -81,6 +94,10 @@ impl Config {
         in_range("checkpoint_interval_ms", self.checkpoint_interval_ms, 100, 86_400_000)?;
         in_range("replay_bytes_max", self.replay_bytes_max, 16 << 20, 1 << 40)?;
         in_range("reserve_bytes", self.reserve_bytes, 0, 1 << 40)?;
+        if self.retention_check_interval_ms > 0 {
+            let interval = self.retention_check_interval_ms;
+            in_range("retention_check_interval_ms", interval, 100, 86_400_000)?;
+        }
         self.partition.check()
     }
 
@@ -114,6 +131,47 @@ pub struct PartitionConfig {
     pub batch_bytes_max: u32,
     /// Who moves the high watermark.
     pub high_watermark: HighWatermark,
+    /// How long records stay (`retention.ms`): a segment goes when it is older, by
+    /// `retention_clock`. Default 7 days; `None`: for ever. At most 2^63−1.
+    pub retention_ms: Option<u64>,
+    /// The oldest segment goes while the log has this many bytes without it (`retention.bytes`), so the
+    /// log is never made smaller than this. Counts `.log` files. Default `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    /// The oldest segment goes while the log has this many records without it, counted by offsets.
+    /// Default `None`: no limit.
+    pub retention_records: Option<u64>,
+    /// What the age of a segment counts from.
+    pub retention_clock: RetentionClock,
+}
+
+/// What the age of a segment counts from, for `retention_ms`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RetentionClock {
+    /// Its largest record timestamp, as in Kafka; its last append if no record has one. Records dated
+    /// in the future hold their segment until then.
+    Record,
+    /// The earlier of largest record timestamp and last append: as Kafka, but a segment whose records
+    /// are dated in the future goes `retention_ms` after its last append.
+    #[default]
+    Earlier,
+    /// Its last append, whatever its records say: records dated in the past stay as long as others.
+    Append,
+}
+
+impl RetentionClock {
+    /// All of them.
+    pub const ALL: [RetentionClock; 3] =
+        [RetentionClock::Record, RetentionClock::Earlier, RetentionClock::Append];
+
+    /// Its name in stored settings and in the program.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            RetentionClock::Record => "record",
+            RetentionClock::Earlier => "earlier",
+            RetentionClock::Append => "append",
+        }
+    }
 }
 
 /// Who moves a partition's high watermark.
@@ -135,6 +193,10 @@ impl Default for PartitionConfig {
             index_interval_bytes: 4096,
             batch_bytes_max: 1_048_588,
             high_watermark: HighWatermark::FollowsLogEnd,
+            retention_ms: Some(7 * 24 * 3600 * 1000),
+            retention_bytes: None,
+            retention_records: None,
+            retention_clock: RetentionClock::default(),
         }
     }
 }
@@ -152,6 +214,7 @@ impl PartitionConfig {
         // Kafka's floor: room for a handful of entries; the time index keeps one slot for the roll.
         in_range("index_bytes_max", self.index_bytes_max.into(), 24, segment_bytes_max)?;
         in_range("index_interval_bytes", self.index_interval_bytes.into(), 0, segment_bytes_max)?;
+        in_range("retention_ms", self.retention_ms.unwrap_or(0), 0, i64::MAX as u64)?;
         in_range("batch_bytes_max", self.batch_bytes_max.into(), 61, segment_bytes_max)
     }
 }

@@ -15,14 +15,17 @@ use crate::offset::Offset;
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_partition};
 use crate::registry::{Entry, Registry};
+use crate::retention::{RetentionStat, Sweep, Terms, open_terms};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
+use crate::settings::SettingsChange;
 use crate::shard::{
     self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, Pending, RetiredSink, Setup,
     ShardHandle,
 };
 use crate::space::Space;
 use crate::topic::TopicPartition;
+use names::{delete_name, is_delete_name};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -30,6 +33,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use uuid::Uuid;
+
+mod names;
+mod retain;
 
 /// Kafka's lock file.
 pub(crate) const LOCK_FILE: &str = ".lock";
@@ -49,12 +55,15 @@ pub struct EngineStat {
     pub journal_writes: u64,
     /// Bytes of them, padding included.
     pub journal_bytes_written: u64,
+    /// Segments that were deleted since the open, by reason.
+    pub deleted: RetentionStat,
 }
 
 /// An open data directory. One process has it at a time; others may read ([`crate::View`]).
 pub struct Engine {
     core: Arc<Core>,
     keeper_thread: Mutex<Option<JoinHandle<()>>>,
+    sweep_thread: Mutex<Option<JoinHandle<()>>>,
     /// `None` once it is closed.
     open: Mutex<Option<Open>>,
 }
@@ -73,6 +82,8 @@ pub(crate) struct Core {
     shards: Vec<Arc<ShardHandle>>,
     registry: Arc<Registry>,
     keeper: Arc<Keeper>,
+    terms: Arc<Terms>,
+    sweep: Arc<Sweep>,
     outstanding: Arc<Outstanding>,
     polls: Arc<LongPolls>,
     next_slot: AtomicUsize,
@@ -134,6 +145,7 @@ impl Engine {
         let recovery_points = read(checkpoint::RECOVERY_POINTS)?;
         let high_watermarks = read(checkpoint::HIGH_WATERMARKS)?;
         let log_starts = read(checkpoint::LOG_STARTS)?;
+        let terms = Arc::new(open_terms(&dir, &config.partition, &config.clock, &disk)?);
         let before = session::read(disk.as_ref(), &dir)?;
         let mount = disk.mount_id(&dir);
         let clean = broker_epoch.is_some() || names.partitions.is_empty();
@@ -202,6 +214,8 @@ impl Engine {
             shards,
             registry,
             keeper,
+            terms,
+            sweep: Arc::default(),
             outstanding,
             polls,
             next_slot: AtomicUsize::new(0),
@@ -216,10 +230,12 @@ impl Engine {
         let engine = Engine {
             core: Arc::new(core),
             keeper_thread: Mutex::new(None),
+            sweep_thread: Mutex::new(None),
             open: Mutex::new(Some(Open { _lock: lock })),
         };
         if threads == Threads::Own {
             engine.start_keeper()?;
+            engine.start_sweep()?;
         }
         Ok(engine)
     }
@@ -264,6 +280,7 @@ impl Engine {
             replay_bytes: journal_bytes + unsynced_bytes,
             journal_writes: sum(|g| &g.frames),
             journal_bytes_written: sum(|g| &g.frame_bytes),
+            deleted: self.core.terms.counters.stat(),
         }
     }
 
@@ -335,23 +352,7 @@ impl Engine {
     /// [`Error::AlreadyExists`] if the topic has a partition, and those of
     /// [`Engine::create_partition`]; then none is left behind that was not there before.
     pub fn create_topic(&self, topic: &str, count: u32) -> Result<Vec<Partition>> {
-        if count == 0 {
-            return Err(Error::Config {
-                key: "partitions",
-                reason: "a topic has at least 1".into(),
-            });
-        }
-        if !self.core.registry.of_topic(topic).is_empty() {
-            return Err(Error::AlreadyExists { what: format!("topic {topic}") });
-        }
-        let made: Result<Vec<Partition>> = (0..count)
-            .map(|number| self.create_partition(topic, number, self.core.config.partition.clone()))
-            .collect();
-        if made.is_err() {
-            // The error that stopped us is the one to report.
-            let _ = self.delete_topic(topic);
-        }
-        made
+        self.create_topic_with(topic, count, &SettingsChange::new())
     }
 
     /// Makes one partition, with settings of its own. It joins its topic's id, or starts a new one.
@@ -366,12 +367,7 @@ impl Engine {
         config: PartitionConfig,
     ) -> Result<Partition> {
         config.check()?;
-        let name = TopicPartition::new(topic, partition)?;
-        if name.is_cluster_metadata() {
-            let reason = "this topic is the controller's";
-            return Err(Error::TopicName { name: topic.into(), reason });
-        }
-        self.core.create_partition(name, config)
+        self.core.create_partition(retain::new_name(topic, partition)?, config, None)
     }
 
     /// Deletes a topic: its directories are renamed at once and removed in the background.
@@ -387,7 +383,10 @@ impl Engine {
             self.core.delete_partition(&entry)?;
         }
         let dir = &self.core.config.dir;
-        self.core.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
+        self.core.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        // If this fails they stay, and mean nothing: a topic of that name has another id.
+        self.core.terms.settings.forget(topic)?;
+        self.core.terms.pins.forget(topic)
     }
 
     /// Writes the checkpoint files now.
@@ -420,6 +419,7 @@ impl Engine {
         let core = &self.core;
         core.polls.stop();
         core.keeper.stop();
+        self.stop_sweep();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the housekeeper's thread panicked");
@@ -482,6 +482,10 @@ impl Core {
         &self.disk
     }
 
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
@@ -492,21 +496,28 @@ impl Core {
     }
 
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
-        entry.partition(|entry| {
+        let mut is_new = false;
+        let partition = entry.partition(|entry| {
+            is_new = true;
             let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let config = self.config.partition.clone();
-            self.open_dir(entry, self.mode, config, replay.as_deref())
-        })
+            self.open_dir(entry, self.mode, None, replay.as_deref())
+        })?;
+        if is_new {
+            // A change that came while it was being opened found no partition to tell.
+            partition.take_settings();
+        }
+        Ok(partition)
     }
 
     fn open_dir(
         &self,
         entry: &Entry,
         mode: Mode,
-        config: PartitionConfig,
+        config: Option<PartitionConfig>,
         replay: Option<&Replay>,
     ) -> Result<(Partition, RecoveryReport)> {
         let id = checkpoint::read_topic_id(self.disk.as_ref(), &entry.dir)?;
+        let config = config.unwrap_or_else(|| self.terms.settings.effective(&entry.name, id));
         let mut opened = open_partition(Opening {
             name: entry.name.clone(),
             dir: entry.dir.clone(),
@@ -534,10 +545,15 @@ impl Core {
         if let Some(log) = log {
             shard.send(Message::Adopt(slot, Box::new(log)));
         }
-        Partition::new(shared, shard, slot)
+        Partition::new(shared, shard, slot, Arc::clone(&self.terms))
     }
 
-    fn create_partition(&self, name: TopicPartition, config: PartitionConfig) -> Result<Partition> {
+    fn create_partition(
+        &self,
+        name: TopicPartition,
+        config: PartitionConfig,
+        asked: Option<&SettingsChange>,
+    ) -> Result<Partition> {
         let dir = self.config.dir.join(name.to_string());
         if let Err(e) = self.disk.create_dir(&dir) {
             return Err(match e.kind() {
@@ -547,7 +563,7 @@ impl Core {
                 _ => Error::io("create", dir, e),
             });
         }
-        let made = self.make_partition(name, &dir, config);
+        let made = self.make_partition(name, &dir, config, asked);
         if made.is_err() {
             let _ = self.disk.remove_dir_all(&dir);
         }
@@ -559,6 +575,7 @@ impl Core {
         name: TopicPartition,
         dir: &Path,
         config: PartitionConfig,
+        asked: Option<&SettingsChange>,
     ) -> Result<Partition> {
         let siblings = self.registry.of_topic(name.topic());
         let sibling = siblings.first().map(|entry| entry.dir.clone());
@@ -566,9 +583,12 @@ impl Core {
             Some(sibling) => checkpoint::read_topic_id(self.disk.as_ref(), &sibling)?,
             None => None,
         };
-        checkpoint::write_topic_id(self.disk.as_ref(), dir, id.unwrap_or_else(Uuid::new_v4))?;
+        let id = id.unwrap_or_else(Uuid::new_v4);
+        checkpoint::write_topic_id(self.disk.as_ref(), dir, id)?;
+        self.terms.settings.created(&name, id, siblings.is_empty(), &config, asked)?;
         let entry = Entry::new(name, dir.to_owned(), Checkpoints::default());
-        let made = entry.partition(|entry| self.open_dir(entry, Mode::Clean, config, None))?;
+        let made =
+            entry.partition(|entry| self.open_dir(entry, Mode::Clean, Some(config), None))?;
         let parent = &self.config.dir;
         self.disk.sync_dir(parent).map_err(|e| Error::io("sync", parent, e))?;
         self.registry.insert(entry);
@@ -763,43 +783,9 @@ fn read_journals(disk: &dyn Disk, dir: &Path, names: &Names, mode: Mode) -> Resu
     }
 }
 
-/// `<topic>-<partition>.<32 hex digits>-delete`, cut to 255 bytes as Kafka does.
-fn delete_name(name: &TopicPartition) -> String {
-    let suffix = format!("-{}.{}-delete", name.partition(), Uuid::new_v4().simple());
-    let room = 255 - suffix.len();
-    let topic = name.topic();
-    format!("{}{suffix}", topic.get(..topic.len().min(room)).unwrap_or(topic))
-}
-
-fn is_delete_name(name: &str) -> bool {
-    let middle = name.strip_suffix("-delete").and_then(|rest| rest.rsplit_once('.'));
-    middle.is_some_and(|(partition, id)| {
-        TopicPartition::from_dir_name(partition).is_some()
-            && id.len() == 32
-            && id.bytes().all(|b| b.is_ascii_hexdigit())
-    })
-}
-
 /// Half of what the process may open: active segments, sockets and files of the host need the rest.
 fn open_files_default() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let soft = limit.current.unwrap_or(1 << 20);
     usize::try_from((soft / 2).saturating_sub(HOST_FILES).max(16)).unwrap_or(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn delete_names_are_recognised_and_fit_a_file_name() {
-        let name = TopicPartition::new(&"x".repeat(249), 7).unwrap();
-        let deleted = delete_name(&name);
-        assert!(deleted.len() <= 255 && is_delete_name(&deleted), "{deleted}");
-        for name in
-            ["a-0", "a-0-delete", "a-0.xyz-delete", "notes.0123456789abcdef0123456789abcdef-delete"]
-        {
-            assert!(!is_delete_name(name), "{name}");
-        }
-    }
 }

@@ -95,6 +95,20 @@ pub enum Error {
         /// End (exclusive) of what can be read.
         end: Offset,
     },
+    /// A pin holds records that the call would delete. Release it, or delete over it.
+    #[error(
+        "{partition} is pinned from offset {pinned} on by {owner:?} for {reason:?}; release the pin, or delete over it"
+    )]
+    Pinned {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The lowest offset that is pinned.
+        pinned: Offset,
+        /// Who pinned it.
+        owner: String,
+        /// What for.
+        reason: String,
+    },
     /// The log was truncated below the offset since somebody read there. Its records are gone: find
     /// where this log and the reader's part by their leader epochs, and go on from there.
     #[error("{partition} was truncated and ends at {log_end}; offset {offset} is gone")]
@@ -237,6 +251,7 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
     (24, "TRUNCATED", "the offset was cut away by a truncation: compare leader epochs"),
+    (25, "PINNED", "a pin holds records that the call would delete"),
 ];
 
 impl Error {
@@ -265,6 +280,7 @@ impl Error {
             Error::Closed { .. } => 19,
             Error::Timeout { .. } => 20,
             Error::Truncated { .. } => 24,
+            Error::Pinned { .. } => 25,
         }
     }
 

@@ -89,7 +89,7 @@ impl Keeper {
 
     /// Unlinks what is due and writes the checkpoint files.
     pub(crate) fn round(&self, registry: &Registry) {
-        self.unlink_due();
+        self.unlink_due(self.clock.monotonic());
         if let Err(error) = self.write_checkpoints(registry) {
             tracing::error!(%error, "checkpoint files not written; the next round tries again");
         }
@@ -100,9 +100,14 @@ impl Keeper {
         self.changed.notify_one();
     }
 
+    /// Unlinks what no lease holds before its time comes: space is short.
+    pub(crate) fn unlink_early(&self) {
+        let early = self.file_delete_delay.saturating_sub(GRACE);
+        self.unlink_due(self.clock.monotonic().saturating_add(early));
+    }
+
     /// Unlinks files whose time has come and that no lease holds.
-    fn unlink_due(&self) {
-        let now = self.clock.monotonic();
+    fn unlink_due(&self, now: Duration) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let due: Vec<_> = state
             .retired
@@ -160,6 +165,10 @@ impl Keeper {
 
 /// How often deleted files are looked at while there are some.
 const UNLINK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a deleted file stays at least: a reader that found its segment just before may not have
+/// its lease yet.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Between two partitions that are recovered in the background: those that somebody waits for go
 /// first.

@@ -37,6 +37,7 @@
 //! | `segment` | one segment: file, lock-free index, walk |
 //! | [`mod@format`] | record batches: bytes in, bytes out |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
+//! | `settings`, `retention` | what is stored of topics; what may be deleted, pins, why a segment is still here |
 //! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
 //! | [`io`] | the disk behind one trait: io_uring, plain calls |
 //!
@@ -69,8 +70,10 @@ mod partition;
 mod planted;
 mod recovery;
 mod registry;
+mod retention;
 mod segment;
 mod session;
+mod settings;
 mod shard;
 #[cfg(test)]
 mod sim;
@@ -83,7 +86,7 @@ mod view;
 pub use branch::{BranchSync, Branched};
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
-pub use config::{Config, HighWatermark, PartitionConfig};
+pub use config::{Config, HighWatermark, PartitionConfig, RetentionClock};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
 pub use log::{FetchOptions, Isolation, Lease, LeaseRange, ListedOffset, OffsetQuery, Verify};
@@ -91,7 +94,12 @@ pub use longpoll::Woken;
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
 pub use recovery::RecoveryReport;
+pub use retention::{
+    DeleteReason, Deleted, Explanation, KeptBy, Pin, PinId, RetentionStat, Round as RetentionRound,
+    SegmentExplanation,
+};
 pub use segment::DamagedRange;
+pub use settings::SettingsChange;
 pub use shard::{AppendInfo, Completion, CompletionQueue, Durability, Mark, Pending};
 pub use topic::{CLUSTER_METADATA_TOPIC, TOPIC_NAME_MAX, TopicPartition};
 pub use uuid::Uuid;

@@ -5,10 +5,11 @@
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault, BatchHeader};
 use crate::log::{
-    AppendOrigin, AppendRequest, FetchOptions, Isolation, Lease, ListedOffset, LogShared,
+    AppendOrigin, AppendRequest, FetchOptions, Isolation, Lease, ListedOffset, Log, LogShared,
     OffsetQuery,
 };
 use crate::offset::{LeaderEpoch, Offset};
+use crate::retention::Terms;
 use crate::segment::DamagedRange;
 use crate::shard::{
     AppendInfo, AppendReply, CompletionQueue, Durability, Mark, Message, Pending, Promise, Reply,
@@ -73,6 +74,7 @@ struct Inner {
     shard: Arc<ShardHandle>,
     slot: Slot,
     closed: AtomicBool,
+    terms: Arc<Terms>,
 }
 
 impl std::fmt::Debug for Partition {
@@ -82,8 +84,14 @@ impl std::fmt::Debug for Partition {
 }
 
 impl Partition {
-    pub(crate) fn new(shared: Arc<LogShared>, shard: Arc<ShardHandle>, slot: Slot) -> Partition {
-        Partition { inner: Arc::new(Inner { shared, shard, slot, closed: AtomicBool::new(false) }) }
+    pub(crate) fn new(
+        shared: Arc<LogShared>,
+        shard: Arc<ShardHandle>,
+        slot: Slot,
+        terms: Arc<Terms>,
+    ) -> Partition {
+        let closed = AtomicBool::new(false);
+        Partition { inner: Arc::new(Inner { shared, shard, slot, closed, terms }) }
     }
 
     /// Topic and number.
@@ -263,16 +271,6 @@ impl Partition {
         found.map(|(epoch, end)| (LeaderEpoch(epoch), Offset(end)))
     }
 
-    /// Moves the log start offset up to `before`, at most the high watermark; it may lie inside a
-    /// batch. Segments that end below it go: their files are renamed now and unlinked after
-    /// `file_delete_delay_ms`, when no lease holds them. Returns the log start offset.
-    ///
-    /// # Errors
-    /// [`Error::OffsetOutOfRange`] past the high watermark, [`Error::Io`], [`Error::Closed`].
-    pub fn delete_records(&self, before: Offset) -> Result<Offset> {
-        self.ask(|slot, promise| Message::DeleteRecords(slot, before, promise))
-    }
-
     /// Cuts the log at its end: records at and above `to` go, with the whole batch if `to` lies
     /// inside one; the next append gets offset `to`. For followers whose leader has other records.
     /// Returns the log end offset. On disk when it returns; after a crash during the call the log may
@@ -365,6 +363,20 @@ impl Partition {
         &self.inner.shared
     }
 
+    pub(crate) fn terms(&self) -> &Arc<Terms> {
+        &self.inner.terms
+    }
+
+    /// Does something with the log, on its shard.
+    pub(crate) fn on_log<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Log) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.ask(|slot, promise: Promise<T>| {
+            Message::With(slot, Box::new(move |log| promise.answer(work(log))))
+        })
+    }
+
     fn start<T>(&self, message: impl FnOnce(Slot, Promise<T>) -> Message) -> Result<Pending<T>> {
         self.check_open()?;
         let (promise, pending) = pending();
@@ -377,7 +389,7 @@ impl Partition {
         self.inner.shard.wait(pending)
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         if self.inner.closed.load(Ordering::Acquire) {
             return Err(Error::Closed { what: self.name().to_string() });
         }
@@ -420,7 +432,7 @@ impl Partition {
     /// Checks batches on the caller's thread, so that the shard's time goes into writing.
     fn checked(&self, bytes: Bytes, origin: AppendOrigin) -> Result<(Bytes, AppendOrigin)> {
         self.check_open()?;
-        let config = &self.inner.shared.config;
+        let config = self.inner.shared.config.load();
         if bytes.is_empty() {
             return Err(self.invalid(0, BatchFault::Empty));
         }

@@ -15,6 +15,18 @@ pub(crate) enum Bug {
     SyncAgain,
     /// A sync is believed though the file system may have stopped writing.
     SyncBelieved,
+    /// Retention deletes records that the high watermark has not reached.
+    RetentionPassesHighWatermark,
+    /// Retention deletes what is pinned.
+    RetentionIgnoresPins,
+}
+
+#[cfg(test)]
+impl Bug {
+    /// True if it shows in lives with retention only.
+    pub(crate) fn is_of_retention(self) -> bool {
+        matches!(self, Bug::RetentionPassesHighWatermark | Bug::RetentionIgnoresPins)
+    }
 }
 
 /// True if this bug is planted on this thread.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The file that holds the reserve.
@@ -21,6 +21,8 @@ pub(crate) const RESERVE_FILE: &str = "loglane-reserve";
 const LOOK_BYTES: u64 = 4 << 20;
 /// How often a full disk is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Space is short when so many times what stops appends is left.
+const EARLY: u64 = 4;
 /// A reserve is at most this part of what is free at the open.
 const SHARE: u64 = 8;
 
@@ -33,6 +35,10 @@ pub(crate) struct Space {
     /// Appends are refused when less is free beside the reserve.
     low_bytes: u64,
     full: AtomicBool,
+    /// Little is left: whoever can make room should.
+    low: AtomicBool,
+    /// Called when that begins.
+    on_low: OnceLock<Box<dyn Fn() + Send + Sync>>,
     since_look: AtomicU64,
     state: Mutex<State>,
 }
@@ -59,6 +65,7 @@ impl Space {
         let space = Space { reserve_bytes, low_bytes, ..Space::unwatched(disk, clock, dir) };
         if reserve_bytes > 0 && !space.take_reserve() {
             space.full.store(true, Ordering::Relaxed);
+            space.low.store(true, Ordering::Relaxed);
         }
         Ok(space)
     }
@@ -72,6 +79,8 @@ impl Space {
             reserve_bytes: 0,
             low_bytes: 0,
             full: AtomicBool::new(false),
+            low: AtomicBool::new(false),
+            on_low: OnceLock::new(),
             since_look: AtomicU64::new(0),
             state: Mutex::new(State { reserve: None, next_look: Duration::ZERO }),
         }
@@ -94,6 +103,32 @@ impl Space {
     pub(crate) fn ran_out(&self) {
         if self.reserve_bytes > 0 {
             self.give_up_reserve();
+        }
+        self.set_low(true);
+    }
+
+    /// Has `hook` called when space becomes short, on the thread that notices.
+    pub(crate) fn on_low(&self, hook: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_low.set(Box::new(hook));
+    }
+
+    /// True while space is short. Looks, so that it ends when somebody else has made room.
+    pub(crate) fn is_low(&self) -> bool {
+        if self.reserve_bytes > 0 {
+            self.look(0);
+        } else if self.disk.free_bytes(&self.dir).is_ok_and(|free| free > LOOK_BYTES) {
+            self.set_low(false);
+        }
+        self.low.load(Ordering::Relaxed)
+    }
+
+    fn set_low(&self, low: bool) {
+        let before = self.low.swap(low, Ordering::Relaxed);
+        if low
+            && !before
+            && let Some(hook) = self.on_low.get()
+        {
+            hook();
         }
     }
 
@@ -119,6 +154,8 @@ impl Space {
                 tracing::info!(dir = %self.dir.display(), free, "space again: appends go on");
             }
         }
+        let full = self.full.load(Ordering::Relaxed);
+        self.set_low(full || free < EARLY * self.low_bytes + bytes);
     }
 
     fn give_up_reserve(&self) {

@@ -6,12 +6,13 @@
 #![forbid(unsafe_code)]
 
 use crate::checkpoint::{self, PartitionOffsets};
-use crate::config::PartitionConfig;
+use crate::config::{HighWatermark, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, BackendChoice, Clock, DirLock, Disk, EntryKind, SystemClock};
 use crate::log::{FetchOptions, Isolation, Lease, ListedOffset, LogShared, OffsetQuery};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_partition};
+use crate::retention::{Explanation, Place, Terms, explain, open_terms};
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, Tail, names,
 };
@@ -39,6 +40,9 @@ pub struct PartitionView {
     shared: Arc<LogShared>,
     follow: Option<Follow>,
     report: RecoveryReport,
+    terms: Arc<Terms>,
+    /// As the checkpoint file says.
+    high_watermark: i64,
 }
 
 impl View {
@@ -69,6 +73,8 @@ impl View {
         let read = |name: &str| checkpoint::read_offsets(disk.as_ref(), &dir.join(name));
         let recovery_points = read(checkpoint::RECOVERY_POINTS)?;
         let log_starts = read(checkpoint::LOG_STARTS)?;
+        let high_watermarks = read(checkpoint::HIGH_WATERMARKS)?;
+        let terms = Arc::new(open_terms(&dir, &PartitionConfig::default(), &clock(), &disk)?);
         let open_files = Arc::new(OpenFiles::new(Arc::clone(&disk), OPEN_FILES));
         let mut partitions = BTreeMap::new();
         for entry in disk.list(&dir).map_err(|e| Error::io("list", &dir, e))? {
@@ -77,7 +83,11 @@ impl View {
                 continue;
             };
             let path = dir.join(&entry.name);
-            let view = open_view(&name, path, &recovery_points, &log_starts, &open_files)?;
+            let high_watermark = high_watermarks.get(&name).copied().unwrap_or(0);
+            let (shared, follow, report) =
+                open_view(&name, path, &recovery_points, &log_starts, &open_files)?;
+            let terms = Arc::clone(&terms);
+            let view = PartitionView { shared, follow, report, terms, high_watermark };
             partitions.insert(name, view);
         }
         Ok(View { dir, disk, partitions, writer_is_live, is_clean })
@@ -135,8 +145,8 @@ fn open_view(
     recovery_points: &PartitionOffsets,
     log_starts: &PartitionOffsets,
     open_files: &Arc<OpenFiles>,
-) -> Result<PartitionView> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+) -> Result<(Arc<LogShared>, Option<Follow>, RecoveryReport)> {
+    let clock = clock();
     let disk = Arc::clone(open_files.disk());
     let space = Arc::new(Space::unwatched(disk, Arc::clone(&clock), &dir));
     let opened = open_partition(Opening {
@@ -157,7 +167,11 @@ fn open_view(
         space,
         clock: &clock,
     })?;
-    Ok(PartitionView { shared: opened.shared, follow: opened.follow, report: opened.report })
+    Ok((opened.shared, opened.follow, opened.report))
+}
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::default())
 }
 
 impl PartitionView {
@@ -217,6 +231,39 @@ impl PartitionView {
         self.shared.damaged_ranges()
     }
 
+    /// The settings that hold for it: what is stored, and the defaults of [`PartitionConfig`] for the
+    /// rest. The process that writes may have other defaults.
+    #[must_use]
+    pub fn config(&self) -> PartitionConfig {
+        self.terms.settings.effective(self.name(), self.topic_id())
+    }
+
+    /// As [`crate::Partition::stored_settings`].
+    #[must_use]
+    pub fn stored_settings(&self) -> BTreeMap<String, String> {
+        self.terms.settings.stored(self.name(), self.topic_id())
+    }
+
+    /// All settings that hold for it, by name; see [`PartitionView::config`].
+    #[must_use]
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        crate::settings::all_of(&self.config())
+    }
+
+    /// As [`crate::Partition::explain`], for the settings of [`PartitionView::config`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn explain(&self) -> Result<Explanation> {
+        let config = self.config();
+        let now_ms = self.terms.clock.now_ms();
+        let place = Place { name: self.name(), topic_id: self.topic_id() };
+        let set_by_host = config.high_watermark == HighWatermark::SetByHost;
+        let high_watermark = set_by_host.then_some(self.high_watermark);
+        let pins = self.terms.pins.list(place, now_ms);
+        explain(&self.shared, config, pins, high_watermark, now_ms)
+    }
+
     /// As [`crate::Partition::fetch`].
     ///
     /// # Errors
@@ -258,7 +305,8 @@ impl PartitionView {
         let segment = Arc::new(Segment::new(path, base, Vec::new()));
         // Only checked batches are taken in.
         segment.trust_from(0);
-        let (index, writer) = IndexWriter::new(base, self.shared.config.index_interval_bytes);
+        let (index, writer) =
+            IndexWriter::new(base, self.shared.config.load().index_interval_bytes);
         segment.set_index(index);
         let old = Tail { end_offset: base, bytes: follow.bytes };
         follow.segment.publish_tail(old);

@@ -54,6 +54,8 @@ pub const LOGLANE_INVALID_ARGUMENT: i32 = 22;
 pub const LOGLANE_PANIC: i32 = 23;
 /// The offset was cut away by a truncation: compare leader epochs.
 pub const LOGLANE_TRUNCATED: i32 = 24;
+/// A pin holds records that the call would delete.
+pub const LOGLANE_PINNED: i32 = 25;
 
 /// Bytes of a message, its NUL included.
 pub const LOGLANE_MESSAGE_BYTES: usize = 512;
@@ -207,6 +209,7 @@ mod tests {
             LOGLANE_INVALID_ARGUMENT,
             LOGLANE_PANIC,
             LOGLANE_TRUNCATED,
+            LOGLANE_PINNED,
         ];
         let codes: Vec<i32> = engine::CODES.iter().map(|(code, _, _)| *code).collect();
         assert_eq!(constants.as_slice(), codes);

@@ -9,7 +9,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use clap::{Args, ValueEnum};
 use loglane::{
-    AppendOptions, Bytes, Completion, CompletionQueue, Config, Durability, Engine, Error, Partition,
+    AppendOptions, Bytes, Completion, CompletionQueue, Durability, Engine, Error, Partition,
 };
 use serde_json::json;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Append {
     pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
         let dir = work_dir(global)?;
         let (batch, records) = sample_batch(self.batch_bytes, self.record_bytes)?;
-        let mut config = Config::new(dir.path().join("data"));
+        let mut config = crate::config(dir.path().join("data"));
         config.shards = self.shards.unwrap_or(config.shards);
         config.inflight_bytes_max = 512 << 20;
         config.file_delete_delay_ms = 0;

@@ -8,7 +8,7 @@ use crate::Global;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use clap::Args;
-use loglane::{AppendOptions, Bytes, CompletionQueue, Config, Engine, Partition};
+use loglane::{AppendOptions, Bytes, CompletionQueue, Engine, Partition};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -39,7 +39,7 @@ impl Fanout {
     pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
         let dir = work_dir(global)?;
         let (batch, _) = sample_batch(self.record_bytes, self.record_bytes)?;
-        let mut config = Config::new(dir.path().join("data"));
+        let mut config = crate::config(dir.path().join("data"));
         config.shards = self.shards.unwrap_or(config.shards);
         let engine = Engine::open(config)?;
         let partitions = engine.create_topic("bench", self.partitions)?;

@@ -10,7 +10,7 @@ use crate::output::Output;
 use clap::{Args, ValueEnum};
 use loglane::format::Batches;
 use loglane::io::{SplicePipe, splice_file};
-use loglane::{AppendOptions, Bytes, Config, Engine, FetchOptions, Lease, Offset, Partition};
+use loglane::{AppendOptions, Bytes, Engine, FetchOptions, Lease, Offset, Partition};
 use rustix::net::RecvFlags;
 use serde_json::json;
 use std::fs::File;
@@ -59,7 +59,7 @@ impl Fetch {
     pub(crate) fn run(self, global: &Global, out: &mut Output) -> Result<Exit, Failure> {
         let dir = work_dir(global)?;
         let (batch, records) = sample_batch(self.batch_bytes, self.record_bytes)?;
-        let mut config = Config::new(dir.path());
+        let mut config = crate::config(dir.path());
         config.partition.batch_bytes_max = u32::MAX >> 1;
         let engine = Engine::open(config)?;
         let partition = engine.create_topic("bench", 1)?.remove(0);

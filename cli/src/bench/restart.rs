@@ -9,7 +9,7 @@ use crate::output::Output;
 use crate::progress::Progress;
 use clap::{Args, ValueEnum};
 use loglane::{
-    AppendOptions, Bytes, CompletionQueue, Config, Durability, Engine, Error, FetchOptions, Offset,
+    AppendOptions, Bytes, CompletionQueue, Durability, Engine, Error, FetchOptions, Offset,
     Partition,
 };
 use serde_json::json;
@@ -158,7 +158,7 @@ impl Restart {
         let (batch, _) = sample_batch(self.batch_bytes, 1024)?;
         let start = Instant::now();
         let ms = || start.elapsed().as_secs_f64() * 1e3;
-        let engine = Engine::open(Config::new(dir))?;
+        let engine = Engine::open(crate::config(dir))?;
         let open = ms();
         let partition = engine.partition("bench", 0)?;
         partition.append(Bytes::from(batch), AppendOptions::default())?;
@@ -180,7 +180,7 @@ impl Restart {
 impl RestartWriter {
     /// Appends, says now and then how far it is, and goes on until it is killed.
     pub(crate) fn run(self, _: &Global) -> Result<Exit, Failure> {
-        let engine = Engine::open(Config::new(&self.dir))?;
+        let engine = Engine::open(crate::config(&self.dir))?;
         let partitions = engine.create_topic("bench", self.partitions)?;
         let (batch, records) = sample_batch(self.batch_bytes, 1024)?;
         let batch = Bytes::from(batch);

@@ -141,6 +141,13 @@ impl Log {
         if before <= offsets.log_start {
             return Ok(offsets.log_start);
         }
+        self.delete_below(before)
+    }
+
+    /// As [`Log::delete_records`], for who has checked that `before` is at most the high watermark;
+    /// also when the log start is there already.
+    pub(crate) fn delete_below(&mut self, before: i64) -> Result<i64> {
+        let offsets = self.shared.offsets.snapshot();
         if before == offsets.log_end && self.active.bytes > 0 {
             // Kafka rolls first, so that there is always an active segment to stay.
             self.check_usable()?;

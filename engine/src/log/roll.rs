@@ -21,7 +21,7 @@ impl Log {
         header: &BatchHeader,
         next_offset: i64,
     ) -> bool {
-        let config = &self.shared.config;
+        let config = self.shared.config.load();
         let bytes = u64::from(self.active.bytes) + staged;
         if bytes == 0 {
             return false;
@@ -77,7 +77,7 @@ impl Log {
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
         let old_file = self.active.file.replace(Arc::clone(&segment.file));
         let (index, writer) =
-            IndexWriter::new(base_offset, self.shared.config.index_interval_bytes);
+            IndexWriter::new(base_offset, self.shared.config.load().index_interval_bytes);
         self.active.segment.set_index(index);
         self.active.segment.pin_file(segment.file);
         self.active.index = writer;

@@ -79,7 +79,8 @@ pub(crate) struct LogShared {
     pub(crate) name: TopicPartition,
     pub(crate) dir: PathBuf,
     pub(crate) topic_id: Option<Uuid>,
-    pub(crate) config: PartitionConfig,
+    /// May change while the log is open.
+    pub(crate) config: ArcSwap<PartitionConfig>,
     pub(crate) offsets: Offsets,
     pub(crate) segments: ArcSwap<SegmentList>,
     pub(crate) epochs: ArcSwap<Epochs>,
@@ -358,7 +359,7 @@ impl LogShared {
         self.indexes_rebuilt.fetch_add(1, Ordering::Relaxed);
         let file = segment.file(&self.open_files)?;
         let (index, mut writer) =
-            IndexWriter::new(segment.base_offset(), self.config.index_interval_bytes);
+            IndexWriter::new(segment.base_offset(), self.config.load().index_interval_bytes);
         let base = segment.base_offset();
         let mut scanner = Scanner::new(file, base, 0, base, segment.tail().bytes.into());
         loop {
@@ -489,7 +490,7 @@ pub(crate) fn read_index(
     let (offsets, times) = (read(names::INDEX)?, read(names::TIME_INDEX)?);
     let loaded = IndexWriter::from_files(
         segment.base_offset(),
-        log.config.index_interval_bytes,
+        log.config.load().index_interval_bytes,
         &offsets,
         &times,
         log_bytes,
@@ -544,7 +545,7 @@ fn entries_are_missing(
     log_bytes: u64,
 ) -> std::result::Result<bool, String> {
     let file = segment.file(&log.open_files).map_err(|e| e.to_string())?;
-    let interval = u64::from(log.config.index_interval_bytes);
+    let interval = u64::from(log.config.load().index_interval_bytes);
     let mut position = index.last_offset_entry().map_or(0, |e| u64::from(e.position));
     let (mut since, mut due) = (0, 0);
     while position < log_bytes && due < 2 {

@@ -104,7 +104,8 @@ impl Log {
 
         // Published entries cannot be taken back, so the segment starts anew for its readers.
         let base = cut.segment_base;
-        let (index, mut writer) = IndexWriter::new(base, self.shared.config.index_interval_bytes);
+        let interval_bytes = self.shared.config.load().index_interval_bytes;
+        let (index, mut writer) = IndexWriter::new(base, interval_bytes);
         let mut first_timestamp = None;
         let mut scanner = Scanner::new(Arc::clone(&file), base, 0, base, cut.position.into());
         while let Scanned::Batch { position, batch } =

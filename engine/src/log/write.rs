@@ -395,7 +395,7 @@ impl Log {
         segment.set_max_timestamp(self.active.index.max_timestamp());
         segment.publish_tail(Tail { end_offset: next_offset, bytes: self.active.bytes });
         self.shared.offsets.advance_written(next_offset);
-        if self.shared.config.high_watermark == crate::config::HighWatermark::FollowsLogEnd {
+        if self.shared.config.load().high_watermark == crate::config::HighWatermark::FollowsLogEnd {
             self.shared.offsets.advance_high_watermark(next_offset);
         }
         self.shared.watchers.notify();

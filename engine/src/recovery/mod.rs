@@ -253,7 +253,7 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         name: opening.name.clone(),
         dir: opening.dir.clone(),
         topic_id: checkpoint::read_topic_id(disk, &opening.dir)?,
-        config: opening.config.clone(),
+        config: ArcSwap::from_pointee(opening.config.clone()),
         offsets: Offsets::new(0, 0, 0, 0, 0),
         segments: ArcSwap::from_pointee(Vec::new()),
         epochs: ArcSwap::from_pointee(Epochs::default()),

@@ -42,6 +42,9 @@ use tick::Shard;
 /// A partition's place in its shard.
 pub(crate) type Slot = usize;
 
+/// Work on a log; it answers for itself, and says that all is closed by being dropped.
+pub(crate) type Work = Box<dyn FnOnce(&mut Log) + Send>;
+
 /// What a shard does.
 pub(crate) enum Message {
     /// Takes a partition over.
@@ -51,7 +54,8 @@ pub(crate) enum Message {
     Flush(Slot, Promise<Offset>),
     /// Answered with the offset as it is when it has reached `Offset`.
     Wait(Slot, Mark, Offset, Promise<Offset>),
-    DeleteRecords(Slot, Offset, Promise<Offset>),
+    /// Does something with a log, after what is queued for it.
+    With(Slot, Work),
     Truncate(Slot, Offset, Promise<Offset>),
     Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),

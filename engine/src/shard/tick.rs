@@ -228,9 +228,11 @@ impl Shard {
             Message::Append(slot, request) => self.enqueue(slot, request),
             Message::Flush(slot, promise) => self.flush(slot, promise),
             Message::Wait(slot, mark, up_to, promise) => self.wait_for(slot, mark, up_to, promise),
-            Message::DeleteRecords(slot, before, promise) => {
-                let result = self.with_log(slot, |log| log.delete_records(before.0));
-                promise.answer(result.map(Offset));
+            Message::With(slot, work) => {
+                let _ = self.with_log(slot, |log| {
+                    work(log);
+                    Ok(())
+                });
             }
             Message::Truncate(slot, to, promise) => {
                 let result = self.truncate(slot, to.0);

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
+//! | `retain.rs` | retention, pins and settings in such a life |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
 
 mod model;
+mod retain;
 mod run;
 
 use crate::planted::{Bug, plant};
@@ -52,8 +54,9 @@ fn no_crash_loses_invents_or_reorders_a_record() {
     }
     let wanted = number("LOGLANE_SIM_CRASHES").unwrap_or(CRASHES);
     let first = number("LOGLANE_SIM_FIRST_SEED").unwrap_or(1);
-    let (next, crashes, acknowledged, ios, replayed) = (
+    let (next, crashes, acknowledged, ios, replayed, deleted) = (
         AtomicU64::new(first),
+        AtomicU64::new(0),
         AtomicU64::new(0),
         AtomicU64::new(0),
         AtomicU64::new(0),
@@ -69,6 +72,7 @@ fn no_crash_loses_invents_or_reorders_a_record() {
                         .unwrap_or_else(|what| panic!("SEED={seed}: {what}"));
                     acknowledged.fetch_add(seen.acknowledged, Ordering::Relaxed);
                     ios.fetch_add(seen.ios, Ordering::Relaxed);
+                    deleted.fetch_add(seen.deleted, Ordering::Relaxed);
                     replayed.fetch_add(seen.replayed_bytes, Ordering::Relaxed);
                     let before = crashes.fetch_add(seen.crashes, Ordering::Relaxed);
                     if before / 100_000 != (before + seen.crashes) / 100_000 {
@@ -80,12 +84,13 @@ fn no_crash_loses_invents_or_reorders_a_record() {
     });
     println!(
         "{} crashes over {} seeds from {first}: {} durable acknowledgements, 0 lost; {} I/Os, \
-         {} bytes replayed, {:.0} s",
+         {} bytes replayed, {} segments deleted by retention, {:.0} s",
         crashes.into_inner(),
         next.into_inner() - first,
         acknowledged.into_inner(),
         ios.into_inner(),
         replayed.into_inner(),
+        deleted.into_inner(),
         start.elapsed().as_secs_f64()
     );
 }
@@ -99,6 +104,7 @@ fn short(seed: u64) -> Plan {
         crashes: 1,
         power_only: true,
         faults: 0,
+        retention: seed == 4,
         cut_at: None,
         fail_at: None,
     }
@@ -134,6 +140,7 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
         if matches!(bug, Bug::SyncAgain | Bug::SyncBelieved) {
             plan.faults = 20_000;
         }
+        plan.retention |= bug.is_of_retention();
         live(plan).is_err()
     });
     plant(None);
@@ -148,6 +155,8 @@ fn each_planted_bug_is_caught() {
         Bug::FramesOutOfOrder,
         Bug::SyncAgain,
         Bug::SyncBelieved,
+        Bug::RetentionPassesHighWatermark,
+        Bug::RetentionIgnoresPins,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::model::{Died, Model, Stored};
+use super::retain::Terms;
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
@@ -26,6 +27,8 @@ pub(super) struct Plan {
     pub(super) power_only: bool,
     /// One call in so many fails, of a million; with an errno that fits it.
     pub(super) faults: u32,
+    /// Retention, pins and changes of settings are among the work.
+    pub(super) retention: bool,
     /// The crash comes at this I/O of the life instead of a random one.
     pub(super) cut_at: Option<u64>,
     /// This I/O of the life fails with this errno.
@@ -42,6 +45,7 @@ impl Plan {
             crashes: 1 + u32::try_from(rng.below(3)).unwrap(),
             power_only: false,
             faults: if rng.below(4) == 0 { 2_000 } else { 0 },
+            retention: rng.below(3) == 0,
             cut_at: None,
             fail_at: None,
         }
@@ -56,20 +60,23 @@ pub(super) struct Seen {
     pub(super) acknowledged: u64,
     pub(super) recovered: u64,
     pub(super) replayed_bytes: u64,
+    /// Segments that retention deleted.
+    pub(super) deleted: u64,
 }
 
 /// The directory, its oracles, and what is under way.
 pub(super) struct Life {
-    plan: Plan,
-    world: SimWorld,
-    rng: Rng,
-    engine: Option<Engine>,
-    partitions: Vec<Partition>,
-    models: Vec<Model>,
+    pub(super) plan: Plan,
+    pub(super) world: SimWorld,
+    pub(super) rng: Rng,
+    pub(super) engine: Option<Engine>,
+    pub(super) partitions: Vec<Partition>,
+    pub(super) models: Vec<Model>,
     pending: Vec<Vec<Waiting>>,
     next_number: u64,
-    seen: Seen,
-    verbose: bool,
+    pub(super) seen: Seen,
+    pub(super) verbose: bool,
+    pub(super) terms: Vec<Terms>,
 }
 
 struct Waiting {
@@ -94,6 +101,8 @@ fn knobs() -> Knobs {
 /// What ends a stretch of work: an I/O error that the crash, or a planned fault, brought about.
 type Step = Result<(), String>;
 
+pub(super) use say;
+
 impl Life {
     pub(super) fn new(plan: Plan) -> Life {
         let world = SimWorld::new(plan.seed);
@@ -111,6 +120,7 @@ impl Life {
             next_number: 0,
             seen: Seen::default(),
             verbose: std::env::var_os("SEED").is_some(),
+            terms: (0..partitions).map(|_| Terms::default()).collect(),
         }
     }
 
@@ -118,7 +128,7 @@ impl Life {
         &self.world
     }
 
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         let mut config = Config::new(DIR);
         config.shards = 1 + (self.plan.seed % 2) as usize;
         config.replay_bytes_max = 4 * 8 * 32_768 * config.shards as u64;
@@ -130,7 +140,7 @@ impl Life {
         config.partition = PartitionConfig {
             segment_bytes: 1024 + u32::try_from(self.plan.seed % 4).unwrap() * 700,
             index_interval_bytes: 200,
-            ..PartitionConfig::default()
+            ..self.retention_config()
         };
         config.clock = self.world.clock();
         config
@@ -217,6 +227,9 @@ impl Life {
             }
             self.models[number as usize]
                 .check(&partition, died)
+                .map_err(|e| format!("partition {number}: {e}"))?;
+            self.terms[number as usize]
+                .check(&partition)
                 .map_err(|e| format!("partition {number}: {e}"))?;
             self.seen.recovered += 1;
             self.partitions.push(partition);
@@ -323,6 +336,9 @@ impl Life {
 
     fn operation(&mut self) {
         let at = self.rng.index(self.partitions.len());
+        if self.plan.retention && self.rng.below(4) == 0 {
+            return self.retention_operation(at);
+        }
         match self.rng.below(40) {
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
@@ -383,7 +399,7 @@ impl Life {
     }
 
     /// Waits for every answer. After a crash some never come as anything but errors.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         if self.engine.is_none() {
             return;
         }

@@ -19,8 +19,11 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let mut random: u64 = arguments.next().ok_or(usage)?.parse::<u64>()? | 1;
     let mut config = Config::new(dir);
     config.checkpoint_interval_ms = 100;
-    config.partition =
-        PartitionConfig { segment_bytes: SEGMENT_BYTES, ..PartitionConfig::default() };
+    config.partition = PartitionConfig {
+        segment_bytes: SEGMENT_BYTES,
+        retention_ms: None,
+        ..PartitionConfig::default()
+    };
     let engine = Engine::open(config)?;
     let mut partitions = engine.topic("t")?;
     if partitions.is_empty() {

@@ -49,6 +49,8 @@ fn settings(random: &mut Random) -> PartitionConfig {
         // Small, so that a round rolls.
         segment_bytes: 32 << 10 << random.below(3),
         index_interval_bytes: 1024,
+        // Its records have times of their own; what goes is what the rig deletes.
+        retention_ms: None,
         ..PartitionConfig::default()
     }
 }
