@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod cursors;
+
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
@@ -15,6 +17,7 @@ use crate::segment::OpenFiles;
 use crate::session::{self, Session};
 use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, ShardHandle};
 use crate::space::Space;
+use crate::state::{self, Found, Store};
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -42,6 +45,10 @@ pub struct EngineStat {
     pub journal_writes: u64,
     /// Bytes of them, padding included.
     pub journal_bytes_written: u64,
+    /// Size of the file of values and cursors.
+    pub state_bytes: u64,
+    /// Bytes of the values and cursors that are in it, about.
+    pub state_live_bytes: u64,
 }
 
 /// An open data directory. One process has it at a time; others may read ([`crate::View`]).
@@ -77,6 +84,8 @@ pub(crate) struct Core {
     old_journals: Arc<AtomicBool>,
     /// To be written when every partition is recovered.
     session: Mutex<Option<Session>>,
+    /// Values of partitions, cursors of groups.
+    state: Arc<Store>,
     /// What earlier sessions left in journals; taken when it is not needed any more.
     replay: Mutex<Option<Arc<Replay>>>,
 }
@@ -134,7 +143,7 @@ impl Engine {
             Some(before) if before.mount.is_some() && before.mount == mount => Mode::Killed,
             _ => Mode::Crashed,
         };
-        let replay = read_journals(disk.as_ref(), &dir, &names, mode)?;
+        let mut replay = read_journals(disk.as_ref(), &dir, &names, mode)?;
         let number = replay.next_session.max(before.as_ref().map_or(0, |b| b.number + 1));
         let space = Arc::new(Space::open(
             Arc::clone(&disk),
@@ -154,6 +163,10 @@ impl Engine {
             // Before the mark goes: a crash must not find journals that nobody reads.
             journal::remove(disk.as_ref(), &dir, &replay.paths)?;
         }
+        let found = if mode == Mode::Clean { Found::Clean } else { Found::Crashed };
+        let journalled = std::mem::take(&mut replay.states);
+        let lives = |name: &TopicPartition| names.partitions.iter().any(|(n, _)| n == name);
+        let state = Arc::new(state::open(Arc::clone(&disk), &dir, found, &journalled, &lives)?);
         // From here on a crash means recovery, also one in the middle of this open.
         let doubt = before.as_ref().is_some_and(|before| before.doubt);
         let session = Session { number, mount, doubt: false };
@@ -183,6 +196,7 @@ impl Engine {
             number,
             unsynced_bytes: &unsynced_bytes,
             old_journals: &old_journals,
+            state: &state,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
         let core = Core {
@@ -200,6 +214,7 @@ impl Engine {
             ours: before.is_some(),
             doubt,
             old_journals,
+            state,
             session: Mutex::new((mode == Mode::Crashed).then_some(session)),
             replay: Mutex::new((mode != Mode::Clean).then(|| Arc::new(replay))),
         };
@@ -254,6 +269,8 @@ impl Engine {
             replay_bytes: journal_bytes + unsynced_bytes,
             journal_writes: sum(|g| &g.frames),
             journal_bytes_written: sum(|g| &g.frame_bytes),
+            state_bytes: self.core.state.file_bytes(),
+            state_live_bytes: self.core.state.live_bytes(),
         }
     }
 
@@ -396,6 +413,7 @@ impl Engine {
             shard.stop();
         }
         result = result.and_then(|()| self.checkpoint());
+        result = result.and_then(|()| core.state.close());
         result = result.and_then(|()| core.leave_plain());
         drop(open);
         result
@@ -405,6 +423,7 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn keep(&self) -> Result<bool> {
         self.core.keeper.round(&self.core.registry);
+        self.core.keep_state();
         self.core.recover_next()
     }
 
@@ -429,7 +448,10 @@ impl Engine {
             .name("loglane-keeper".into())
             .spawn(move || {
                 let interval = Duration::from_millis(core.config.checkpoint_interval_ms);
-                core.keeper.run(interval, &core.registry, || core.recover_next());
+                core.keeper.run(interval, &core.registry, || {
+                    core.keep_state();
+                    core.recover_next()
+                });
             })
             .map_err(|e| Error::io("start a thread for", &self.core.config.dir, e))?;
         *self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -438,6 +460,13 @@ impl Engine {
 }
 
 impl Core {
+    /// Keeps the state file from growing past what it holds.
+    fn keep_state(&self) {
+        if let Err(error) = self.state.rewrite_if_grown() {
+            tracing::warn!(%error, "the state file is not written anew; the next round tries again");
+        }
+    }
+
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
         entry.partition(|entry| {
             let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -529,6 +558,7 @@ impl Core {
         }
         let to = self.config.dir.join(delete_name(&entry.name));
         self.disk.rename(&entry.dir, &to).map_err(|e| Error::io("rename", &entry.dir, e))?;
+        self.state.forget_partition(&entry.name)?;
         // Leases keep their descriptors: the bytes live until the last of them is released.
         if let Err(error) = self.disk.remove_dir_all(&to) {
             tracing::warn!(dir = %to.display(), %error, "removed at the next open");
@@ -576,6 +606,7 @@ impl Core {
         let journals = list(disk, dir)?.journals;
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
         journal::remove(disk, dir, &journals)?;
+        self.state.remove_if_empty()?;
         self.space.close()?;
         session::remove(disk, dir)?;
         checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
@@ -598,6 +629,7 @@ struct Shards<'a> {
     number: u64,
     unsynced_bytes: &'a Arc<AtomicU64>,
     old_journals: &'a Arc<AtomicBool>,
+    state: &'a Arc<Store>,
 }
 
 impl Shards<'_> {
@@ -625,6 +657,7 @@ impl Shards<'_> {
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
                 old_journals: Arc::clone(self.old_journals),
+                state: Arc::clone(self.state),
                 retired,
                 make_journal: self.journal_maker(threads),
                 store_recovery_points: Arc::new(move || points_to.write_checkpoints(&points_of)),

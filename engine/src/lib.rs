@@ -36,6 +36,7 @@
 //! | `log` | one partition: segments and offsets; append, roll, sync, fetch |
 //! | `segment` | one segment: file, lock-free index, walk |
 //! | [`mod@format`] | record batches: bytes in, bytes out |
+//! | `state` | values of partitions and cursors of consumer groups: one file, durable through the journal |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
 //! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
 //! | [`io`] | the disk behind one trait: io_uring, plain calls |
@@ -73,6 +74,7 @@ mod shard;
 #[cfg(test)]
 mod sim;
 mod space;
+mod state;
 mod sync;
 mod topic;
 mod unlink;
@@ -89,6 +91,9 @@ pub use partition::{AppendOptions, Partition, PartitionStat};
 pub use recovery::RecoveryReport;
 pub use segment::DamagedRange;
 pub use shard::{AppendInfo, Completion, CompletionQueue, Durability, Mark, Pending};
+pub use state::{
+    CURSOR_METADATA_MAX, Cursor, GROUP_NAME_MAX, KEY_BYTES_MAX, StateDamage, VALUE_BYTES_MAX,
+};
 pub use topic::{CLUSTER_METADATA_TOPIC, TOPIC_NAME_MAX, TopicPartition};
 pub use uuid::Uuid;
 pub use view::{PartitionView, View};

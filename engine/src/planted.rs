@@ -13,6 +13,10 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// The state file takes its name before its bytes are on disk.
+    StateRenamedUnsynced,
+    /// A journal file is begun again though the changes of values in it are not in a synced file.
+    StateRecycledEarly,
 }
 
 /// True if this bug is planted on this thread.

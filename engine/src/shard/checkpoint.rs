@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 use super::Slot;
+use super::state::STATE_OWNER;
 use super::tick::Shard;
+use crate::planted::{Bug, planted};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,6 +73,11 @@ impl Checkpoints {
         self.ended = true;
     }
 
+    /// The state file is synced.
+    pub(super) fn changes_synced(&mut self) {
+        self.ended = true;
+    }
+
     fn unsynced_bytes(&self) -> u64 {
         self.unsynced_bytes.load(Ordering::Relaxed)
     }
@@ -100,8 +107,12 @@ impl Shard {
         self.checkpoints.look = false;
         let ended = std::mem::take(&mut self.checkpoints.ended);
         if ended {
-            let logs = &self.logs;
+            let (logs, state) = (&self.logs, &self.states.store);
             self.journal.recycle(|slot| {
+                if slot == STATE_OWNER {
+                    let early = planted(Bug::StateRecycledEarly);
+                    return Some(if early { i64::MAX } else { state.synced().cast_signed() });
+                }
                 let owned = logs.get(slot).and_then(Option::as_ref)?;
                 Some(owned.log.shared.offsets.synced())
             });
@@ -109,11 +120,13 @@ impl Shard {
         let look = self.journal.take_filled() || ended;
         if look && self.journal.is_half_full() && self.checkpoints.due.is_empty() {
             self.checkpoints.due.extend(self.journal.wanted());
+            self.states.due |= self.checkpoints.due.remove(&STATE_OWNER);
         }
         let now = self.clock.monotonic();
         let over_half = self.checkpoints.unsynced_bytes() > self.checkpoints.unsynced_bytes_max / 2;
         if now >= self.checkpoints.next_at || (over_half && self.checkpoints.due.is_empty()) {
             self.checkpoints.next_at = now + self.checkpoints.interval;
+            self.states.due |= self.states.store.wants_checkpoint();
             for (slot, owned) in self.logs.iter().enumerate() {
                 if owned.as_ref().is_some_and(|o| o.log.is_unsynced()) {
                     self.checkpoints.due.insert(slot);

@@ -11,6 +11,7 @@
 //! | `mod.rs` | the outside: messages, the handle, the thread |
 //! | `tick.rs` | the loop: messages in, writes out |
 //! | `commit.rs` | what makes things durable: frames, syncs, and who waits for them |
+//! | `state.rs` | changes of values, in order with appends |
 //! | `checkpoint.rs` | when segments are synced though nobody waits |
 //!
 //! Nothing here is shared with another shard. A lone request is served at once: ticks have no timer,
@@ -21,16 +22,19 @@ mod commit;
 mod completion;
 mod mailbox;
 mod spin;
+mod state;
 mod tick;
 
 pub(crate) use completion::{Answers, Promise, Reply, pending};
 pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pending};
+pub(crate) use state::ChangeRequest;
 
 use crate::error::{Error, Result};
 use crate::io::{Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
+use crate::state::Store;
 use mailbox::{Full, Sender, mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +50,8 @@ pub(crate) enum Message {
     /// Takes a partition over.
     Adopt(Slot, Box<Log>),
     Append(Slot, AppendRequest<AppendReply>),
+    /// Changes values: of a partition, in order with its appends, or of no partition.
+    Change(Option<Slot>, ChangeRequest),
     /// Makes everything written so far durable; the answer is the durable offset.
     Flush(Slot, Promise<Offset>),
     /// Answered with the offset as it is when it has reached `Offset`.
@@ -84,6 +90,7 @@ pub(crate) struct ShardHandle {
     inflight_bytes: Arc<AtomicU64>,
     inflight_bytes_max: u64,
     gauges: Arc<Gauges>,
+    state: Arc<Store>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The shard itself, if callers run it.
     driven: Mutex<Option<Shard>>,
@@ -151,6 +158,11 @@ impl ShardHandle {
     /// What the shard tells about itself.
     pub(crate) fn gauges(&self) -> &Gauges {
         &self.gauges
+    }
+
+    /// The values of the directory.
+    pub(crate) fn state(&self) -> &Store {
+        &self.state
     }
 
     /// Requests the mailbox holds at most.
@@ -227,6 +239,8 @@ pub(crate) struct Setup {
     pub(crate) session: u64,
     /// Journals of earlier sessions are there, which a crash would replay.
     pub(crate) old_journals: Arc<AtomicBool>,
+    /// The values of the directory.
+    pub(crate) state: Arc<Store>,
     pub(crate) retired: RetiredSink,
     pub(crate) make_journal: JournalMaker,
     pub(crate) store_recovery_points: StoreRecoveryPoints,
@@ -247,6 +261,7 @@ pub(crate) fn build(setup: Setup) -> ShardHandle {
         inflight_bytes: Arc::clone(&inflight_bytes),
         inflight_bytes_max: setup.inflight_bytes_max,
         gauges: Arc::clone(&gauges),
+        state: Arc::clone(&setup.state),
         thread: Mutex::new(None),
         driven: Mutex::new(None),
     };

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
+//! | `values.rs` | what its values, and the cursors of a group, must be |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
@@ -11,6 +12,7 @@
 
 mod model;
 mod run;
+mod values;
 
 use crate::planted::{Bug, plant};
 use run::{Life, Plan, Seen};
@@ -142,7 +144,14 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
 
 #[test]
 fn each_planted_bug_is_caught() {
-    for bug in [Bug::AckBeforeSync, Bug::NoDirectorySync, Bug::FramesOutOfOrder, Bug::SyncAgain] {
+    for bug in [
+        Bug::AckBeforeSync,
+        Bug::NoDirectorySync,
+        Bug::FramesOutOfOrder,
+        Bug::SyncAgain,
+        Bug::StateRenamedUnsynced,
+        Bug::StateRecycledEarly,
+    ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");
         assert!(lives.is_some(), "{bug:?} was not caught");
