@@ -17,6 +17,10 @@ pub(crate) enum Bug {
     StateRenamedUnsynced,
     /// A journal file is begun again though the changes of values in it are not in a synced file.
     StateRecycledEarly,
+    /// A change of values is answered as durable though appends before it are not.
+    ChangeBeforeAppends,
+    /// An append is answered as durable though changes of values before it are not.
+    AppendBeforeChanges,
 }
 
 /// True if this bug is planted on this thread.

@@ -309,9 +309,13 @@ impl Journal {
         open.buffer.pad_to_block();
         for (owner, mark) in &open.marks {
             match mark {
-                Mark::Durable(up_to) => drop(file.needs.insert(*owner, *up_to)),
-                Mark::State(below) => drop(file.needs.insert(*owner, below.cast_signed())),
-                Mark::Cut => {}
+                Mark::Durable(up_to) => {
+                    file.needs.insert(*owner, *up_to);
+                }
+                Mark::State(below) if !planted(Bug::StateRecycledEarly) => {
+                    file.needs.insert(*owner, below.cast_signed());
+                }
+                Mark::State(_) | Mark::Cut => {}
             }
         }
         let bytes = open.buffer.len() as u64;

@@ -11,7 +11,6 @@
 use super::Slot;
 use super::state::STATE_OWNER;
 use super::tick::Shard;
-use crate::planted::{Bug, planted};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,8 +109,7 @@ impl Shard {
             let (logs, state) = (&self.logs, &self.states.store);
             self.journal.recycle(|slot| {
                 if slot == STATE_OWNER {
-                    let early = planted(Bug::StateRecycledEarly);
-                    return Some(if early { i64::MAX } else { state.synced().cast_signed() });
+                    return Some(state.synced().cast_signed());
                 }
                 let owned = logs.get(slot).and_then(Option::as_ref)?;
                 Some(owned.log.shared.offsets.synced())

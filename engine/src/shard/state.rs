@@ -17,6 +17,7 @@ use super::{Durability, Promise, Slot, closed};
 use crate::error::{Error, Result};
 use crate::io::Op;
 use crate::journal::{Availability, EntryKind, Stretch};
+use crate::planted::{Bug, planted};
 use crate::state::{Change, Store, SyncStart, Ticket};
 use crate::topic::TopicPartition;
 use bytes::Bytes;
@@ -63,6 +64,8 @@ pub(super) struct States {
     journalled: u64,
     /// As `journalled`, in frames that count.
     durable: u64,
+    /// Who waits for changes below was answered.
+    answered: u64,
     /// Somebody waits until all below is durable.
     wanted: u64,
     /// The state file is to be synced.
@@ -85,6 +88,7 @@ impl States {
             gap: 0,
             journalled: 0,
             durable: 0,
+            answered: 0,
             wanted: 0,
             due: false,
             running: None,
@@ -99,13 +103,18 @@ impl States {
 
     /// Notes that somebody waits for the changes below, in a partition. Gives what there is to wait
     /// for: 0 if all of it is durable.
-    pub(super) fn wait_for(&mut self, slot: Slot, below: u64) -> u64 {
+    fn wait_for(&mut self, slot: Slot, below: u64) -> u64 {
         if below <= self.durable() {
             return 0;
         }
         self.waiting.insert(slot);
         self.wanted = self.wanted.max(below);
         below
+    }
+
+    /// As `wait_for`, for an append or a flush of the partition.
+    pub(super) fn wait_beside_log(&mut self, slot: Slot, below: u64) -> u64 {
+        if planted(Bug::AppendBeforeChanges) { 0 } else { self.wait_for(slot, below) }
     }
 
     pub(super) fn forget(&mut self, slot: Slot) {
@@ -217,7 +226,8 @@ impl Shard {
                 request.promise.answer(Ok(()));
                 continue;
             }
-            let up_to = owned.log.shared.offsets.log_end();
+            let log_end = owned.log.shared.offsets.log_end();
+            let up_to = if planted(Bug::ChangeBeforeAppends) { 0 } else { log_end };
             let state = self.states.wait_for(slot, below);
             let kind = WaiterKind::Change(request.promise);
             owned.waiters.push(Waiter { up_to, state, kind });
@@ -273,6 +283,7 @@ impl Shard {
     /// Answers everybody whose changes are durable.
     fn answer_changes(&mut self) {
         let durable = self.states.durable();
+        self.states.answered = durable;
         for slot in std::mem::take(&mut self.states.waiting) {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
             answer_waiters(owned, durable, &mut self.answers);
@@ -287,6 +298,10 @@ impl Shard {
 
     /// Syncs the state file if somebody waits for what no frame has, or a checkpoint wants it.
     pub(super) fn sync_changes(&mut self) {
+        if self.states.durable() > self.states.answered {
+            // Another shard's sync may have covered what a frame of ours never will.
+            self.answer_changes();
+        }
         let covered = self.states.journalled.max(self.states.store.synced());
         if !self.states.due && self.states.wanted <= covered || self.states.running.is_some() {
             return;

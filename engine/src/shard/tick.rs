@@ -300,7 +300,7 @@ impl Shard {
             let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
             owned.log.journal_gap(&mut sink);
         }
-        let state = self.states.wait_for(slot, owned.changed_below);
+        let state = self.states.wait_beside_log(slot, owned.changed_below);
         owned.waiters.push(Waiter { up_to, state, kind: WaiterKind::Flush(promise) });
         self.sync_due.push(slot);
         self.hand_over_changes();
@@ -468,7 +468,7 @@ impl Shard {
                 Ok(info) if durability == Durability::Durable && !planted(Bug::AckBeforeSync) => {
                     waits = true;
                     let up_to = info.last_offset.0 + 1;
-                    let state = self.states.wait_for(slot, owned.changed_below);
+                    let state = self.states.wait_beside_log(slot, owned.changed_below);
                     let kind = WaiterKind::Append(reply, info);
                     owned.waiters.push(Waiter { up_to, state, kind });
                 }

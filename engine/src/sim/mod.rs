@@ -150,7 +150,8 @@ fn each_planted_bug_is_caught() {
         Bug::FramesOutOfOrder,
         Bug::SyncAgain,
         Bug::StateRenamedUnsynced,
-        Bug::StateRecycledEarly,
+        Bug::ChangeBeforeAppends,
+        Bug::AppendBeforeChanges,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

@@ -35,6 +35,8 @@ mod format;
 mod open;
 mod scan;
 mod store;
+#[cfg(test)]
+mod tests;
 mod values;
 
 pub use cursor::{CURSOR_METADATA_MAX, Cursor, GROUP_NAME_MAX};
