@@ -1,6 +1,10 @@
 //! Consumer groups from outside: who resumes where, and what is left when a command ends.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use loglane::{Config, Engine, Offset};
 use serde_json::Value;

@@ -6,12 +6,14 @@
 //! | `model.rs` | what a partition must hold |
 //! | `values.rs` | what its values, and the cursors of a group, must be |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
+//! | `state.rs` | values and cursors over a crash at a chosen moment |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
 
 mod model;
 mod run;
+mod state;
 mod values;
 
 use crate::planted::{Bug, plant};
