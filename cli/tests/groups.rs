@@ -182,11 +182,13 @@ fn a_damaged_state_file_is_reported_and_can_be_accepted() {
     let dir = dir.path();
     produce(dir, 0..3);
     ok(&run(dir, &["groups", "reset", "g", "--topic", "t", "--to-offset", "2"]));
+    ok(&run(dir, &["verify"]));
     let file = dir.join("loglane-state");
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[70] ^= 1;
     std::fs::write(&file, bytes).unwrap();
     assert_eq!(run(dir, &["groups", "list"]).status.code(), Some(3));
+    assert_eq!(run(dir, &["verify"]).status.code(), Some(3));
     let consumed = run(dir, &["consume", "--topic", "t", "--group", "g"]);
     assert!(stderr(&consumed).contains("--accept-state-damage"), "{}", stderr(&consumed));
     assert_eq!(run(dir, &["recover"]).status.code(), Some(3));

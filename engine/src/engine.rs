@@ -165,7 +165,9 @@ impl Engine {
         }
         let found = if mode == Mode::Clean { Found::Clean } else { Found::Crashed };
         let journalled = std::mem::take(&mut replay.states);
-        let lives = |name: &TopicPartition| names.partitions.iter().any(|(n, _)| n == name);
+        let lives = |name: &TopicPartition| {
+            names.partitions.binary_search_by(|(there, _)| there.cmp(name)).is_ok()
+        };
         let state = Arc::new(state::open(Arc::clone(&disk), &dir, found, &journalled, &lives)?);
         // From here on a crash means recovery, also one in the middle of this open.
         let doubt = before.as_ref().is_some_and(|before| before.doubt);

@@ -322,7 +322,7 @@ impl Store {
     /// # Errors
     /// As [`Store::write`] and [`Store::sync_now`].
     pub(crate) fn forget_partition(&self, name: &TopicPartition) -> Result<()> {
-        let changes = self.lock().values.orphans(&|partition| partition != name);
+        let changes = self.lock().values.for_partition(name);
         // What damage hides is not looked for.
         if changes.is_empty() || !self.lock().damage.is_empty() {
             return Ok(());

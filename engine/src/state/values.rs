@@ -83,6 +83,25 @@ impl Values {
         orphans
     }
 
+    /// What takes away every value that is for this partition, whatever its topic's id.
+    pub(crate) fn for_partition(&self, name: &TopicPartition) -> Vec<Change> {
+        let mut found = Vec::new();
+        let first = Scope::Partition(name.clone(), None);
+        let own = self.scopes.range(first..).map_while(|(scope, _)| match scope {
+            Scope::Partition(partition, _) if partition == name => Some(scope),
+            _ => None,
+        });
+        found.extend(own.map(|scope| Change { scope: scope.clone(), what: What::RemoveAll }));
+        let key = super::cursor_key(name);
+        for (scope, values) in &self.scopes {
+            if matches!(scope, Scope::Group(_)) && values.contains_key(&key) {
+                let what = What::Remove { key: key.clone() };
+                found.push(Change { scope: scope.clone(), what });
+            }
+        }
+        found
+    }
+
     /// What sets every value.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         self.scopes.iter().flat_map(|(scope, values)| {
