@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::crc32c;
 use crate::offset::Offset;
 use crate::registry::Entry;
-use crate::shard::{ChangeRequest, Durability, Message, Pending, ShardHandle, pending};
+use crate::shard::{ChangeRequest, Durability, Pending, ShardHandle, pending};
 use crate::state::{
     Change, Cursor, RECORD_BODY_MAX, Scope, StateDamage, What, check_group, cursor_key,
     partition_of,
@@ -177,7 +177,7 @@ impl Engine {
         let (promise, pending) = pending();
         let (durability, bytes) = (Durability::Durable, bytes as u64);
         let request = ChangeRequest { changes, durability, bytes, promise };
-        self.core.shard_of(group).send(Message::Change(None, request));
+        self.core.shard_of(group).send_change(None, request);
         Ok(pending)
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Partition;
 use crate::error::{Error, Result};
-use crate::shard::{ChangeRequest, Durability, Message, Pending, pending};
+use crate::shard::{ChangeRequest, Durability, Pending, pending};
 use crate::state::{Change, KEY_BYTES_MAX, RECORD_BODY_MAX, Scope, VALUE_BYTES_MAX, What};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ impl Partition {
     }
 
     /// Starts to set values, or to take away those that are `None`; the answer comes through the
-    /// [`Pending`]. Waits for room in the shard's mailbox.
+    /// [`Pending`]. Waits while the shard has too much queued.
     ///
     /// # Errors
     /// What is wrong with the call; the rest through the [`Pending`].
@@ -94,7 +94,7 @@ impl Partition {
         let (promise, pending) = pending();
         let bytes = bytes as u64;
         let request = ChangeRequest { changes: checked, durability, bytes, promise };
-        self.inner.shard.send(Message::Change(Some(self.inner.slot), request));
+        self.inner.shard.send_change(Some(self.inner.slot), request);
         Ok(pending)
     }
 

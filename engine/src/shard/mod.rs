@@ -155,6 +155,21 @@ impl ShardHandle {
         }
     }
 
+    /// Queues changes of values; waits while too much is queued already.
+    pub(crate) fn send_change(&self, slot: Option<Slot>, request: ChangeRequest) {
+        let bytes = request.bytes;
+        loop {
+            let before = self.inflight_bytes.fetch_add(bytes, Ordering::AcqRel);
+            if before == 0 || before + bytes <= self.inflight_bytes_max {
+                return self.send(Message::Change(slot, request));
+            }
+            self.inflight_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            if !self.drive(Duration::ZERO) {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    }
+
     /// What the shard tells about itself.
     pub(crate) fn gauges(&self) -> &Gauges {
         &self.gauges

@@ -23,6 +23,7 @@ use crate::topic::TopicPartition;
 use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Owner of the changes of values in the journal; partitions are never so many.
 pub(super) const STATE_OWNER: Slot = Slot::MAX;
@@ -154,6 +155,7 @@ impl Shard {
             None => self.states.commits.push(request),
             Some(slot) => {
                 let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else {
+                    self.inflight_bytes.fetch_sub(bytes, Ordering::AcqRel);
                     return request.promise.answer(Err(closed()));
                 };
                 if owned.queue.is_empty() && owned.changes.is_empty() {
@@ -181,6 +183,7 @@ impl Shard {
         }
         for request in std::mem::take(&mut self.states.commits) {
             let waits = durable(&request);
+            self.inflight_bytes.fetch_sub(request.bytes, Ordering::AcqRel);
             self.for_disk_bytes -= if waits { request.bytes } else { 0 };
             match self.states.write(&request) {
                 Ok(below) if waits => {
@@ -198,6 +201,7 @@ impl Shard {
     pub(super) fn write_changes(&mut self, slot: Slot) {
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
         for request in std::mem::take(&mut owned.changes) {
+            self.inflight_bytes.fetch_sub(request.bytes, Ordering::AcqRel);
             if request.durability == Durability::Durable {
                 self.for_disk_bytes -= request.bytes;
             }

@@ -73,7 +73,7 @@ pub(crate) struct Shard {
     pub(super) checkpoints: Checkpoints,
     pub(super) states: States,
     pub(super) old_journals: Arc<AtomicBool>,
-    inflight_bytes: Arc<AtomicU64>,
+    pub(super) inflight_bytes: Arc<AtomicU64>,
     gauges: Arc<Gauges>,
     retired: RetiredSink,
     make_journal: JournalMaker,

@@ -256,6 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_are_those_of_the_document() {
+        let header = Header { base_sequence: 17, base_bytes: 4096 }.encode();
+        assert_eq!(
+            (&header[..8], header[12], &header[20..22]),
+            (&b"LGLSTAT1"[..], 17, &[0, 16][..])
+        );
+        let crc = |from: &[u8]| crc32c(from).to_le_bytes();
+        assert_eq!(&header[8..12], crc(&header[12..]));
+        let record = encode(5, 64, 40, &changes()[..1]);
+        assert_eq!(&record[..4], crc(&record[4..]));
+        let fields = [record[4], record[8], record[16], record[24], record[32]];
+        assert_eq!(fields, [48, 5, 64, 40, 1]);
+        let change = &record[40..];
+        assert_eq!((change[..3].to_vec(), change[4], change[8]), (vec![1, 1, 7], 4, 2));
+        assert_eq!((change[12], change[31]), (7, 9));
+        assert_eq!(&change[32..], b"a-topicterm42\0\0\0");
+    }
+
+    #[test]
     fn any_flipped_bit_is_seen_and_no_cut_record_is_taken() {
         let header = Header { base_sequence: 17, base_bytes: 4096 }.encode();
         for bit in 0..header.len() * 8 {

@@ -26,7 +26,7 @@ pub(super) const STATE_FILE: &str = "loglane-state";
 pub(super) const FRESH_FILE: &str = "loglane-state.tmp";
 
 /// A smaller file is not worth a rewrite.
-const REWRITE_BYTES_MIN: u64 = if cfg!(test) { 2 << 10 } else { 256 << 10 };
+const REWRITE_BYTES_MIN: u64 = if cfg!(test) { 512 } else { 256 << 10 };
 /// A file that is this many times what it holds is written anew.
 const REWRITE_FACTOR: u64 = 4;
 /// Bytes of values in one record of a file that is written anew.
