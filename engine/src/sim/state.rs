@@ -121,6 +121,30 @@ fn a_commit_of_many_partitions_is_one_device_write_and_survives_a_power_cut_whol
 }
 
 #[test]
+fn changes_that_nobody_waits_for_are_bound_and_all_answered() {
+    let world = world(6);
+    let mut config = config(&world);
+    config.inflight_bytes_max = 64 << 10;
+    let running = Engine::open_on(config, world.disk(), None, Threads::Caller).unwrap();
+    let partition = running.create_topic("t", 1).unwrap().remove(0);
+    let mut answers = Vec::new();
+    for number in 0..40_u8 {
+        let durability = if number % 2 == 0 { Durability::Durable } else { Durability::Written };
+        let change = (vec![number].into(), Some(vec![number; 20_000].into()));
+        answers.push(partition.start_change_values([change], durability).unwrap());
+        assert!(answers.len() - partition.values().unwrap().len() < 5, "more than 64 KiB wait");
+    }
+    for answer in answers {
+        while !answer.is_ready() {
+            running.poll();
+        }
+        answer.wait().unwrap();
+    }
+    append(&partition, AppendOptions::durable());
+    assert_eq!(partition.values().unwrap().len(), 40);
+}
+
+#[test]
 fn calls_out_of_range_are_refused_before_anything_is_written() {
     let world = world(5);
     let running = engine(&world);
