@@ -386,7 +386,10 @@ impl Engine {
         config: PartitionConfig,
     ) -> Result<Partition> {
         config.check()?;
-        self.core.create_partition(retain::new_name(topic, partition)?, config, None)
+        let name = retain::new_name(topic, partition)?;
+        let made = self.core.create_partition(name, config, None)?;
+        self.core.sync_dir()?;
+        Ok(made)
     }
 
     /// Deletes a topic: its directories are renamed at once and removed in the background.
@@ -579,6 +582,13 @@ impl Core {
         Partition::new(shared, shard, slot, Arc::clone(&self.terms))
     }
 
+    /// Makes the names of partitions durable.
+    fn sync_dir(&self) -> Result<()> {
+        let dir = &self.config.dir;
+        self.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
+    }
+
+    /// Makes a partition, whose name the caller makes durable.
     fn create_partition(
         &self,
         name: TopicPartition,
@@ -608,20 +618,17 @@ impl Core {
         config: PartitionConfig,
         asked: Option<&SettingsChange>,
     ) -> Result<Partition> {
-        let siblings = self.registry.of_topic(name.topic());
-        let sibling = siblings.first().map(|entry| entry.dir.clone());
-        let id = match sibling {
-            Some(sibling) => checkpoint::read_topic_id(self.disk.as_ref(), &sibling)?,
+        let sibling = self.registry.any_of_topic(name.topic());
+        let id = match &sibling {
+            Some(sibling) => checkpoint::read_topic_id(self.disk.as_ref(), &sibling.dir)?,
             None => None,
         };
         let id = id.unwrap_or_else(Uuid::new_v4);
         checkpoint::write_topic_id(self.disk.as_ref(), dir, id)?;
-        self.terms.settings.created(&name, id, siblings.is_empty(), &config, asked)?;
+        self.terms.settings.created(&name, id, sibling.is_none(), &config, asked)?;
         let entry = Entry::new(name, dir.to_owned(), Checkpoints::default());
         let made =
             entry.partition(|entry| self.open_dir(entry, Mode::Clean, Some(config), None))?;
-        let parent = &self.config.dir;
-        self.disk.sync_dir(parent).map_err(|e| Error::io("sync", parent, e))?;
         self.registry.insert(entry);
         Ok(made)
     }

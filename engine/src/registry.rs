@@ -107,7 +107,17 @@ impl Registry {
 
     pub(crate) fn of_topic(&self, topic: &str) -> Vec<Arc<Entry>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.values().filter(|entry| entry.name.topic() == topic).cloned().collect()
+        // Names sort by topic first: only this one's are looked at.
+        let first = TopicPartition::first_of(topic);
+        let all = entries.range(first..).map(|(_, entry)| entry);
+        all.take_while(|entry| entry.name.topic() == topic).cloned().collect()
+    }
+
+    /// Some partition of a topic.
+    pub(crate) fn any_of_topic(&self, topic: &str) -> Option<Arc<Entry>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, entry) = entries.range(TopicPartition::first_of(topic)..).next()?;
+        Some(Arc::clone(entry)).filter(|entry| entry.name.topic() == topic)
     }
 
     pub(crate) fn insert(&self, entry: Entry) -> Arc<Entry> {

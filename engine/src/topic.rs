@@ -25,6 +25,11 @@ pub struct TopicPartition {
 }
 
 impl TopicPartition {
+    /// The least name of a topic, which need not be one that may be.
+    pub(crate) fn first_of(topic: &str) -> TopicPartition {
+        TopicPartition { topic: topic.to_owned(), partition: 0 }
+    }
+
     /// Checks the name and the number.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ impl Engine {
                 self.core.create_partition(name, config, Some(settings))
             })
             .collect();
+        let made = made.and_then(|made| self.core.sync_dir().map(|()| made));
         if made.is_err() {
             // The error that stopped us is the one to report.
             let _ = self.delete_topic(topic);
