@@ -7,6 +7,7 @@
 
 use crate::format::BatchFault;
 use crate::offset::{LeaderEpoch, Offset};
+use crate::producers::ProducerFault;
 use std::io;
 use std::path::PathBuf;
 
@@ -114,6 +115,17 @@ pub enum Error {
         given: LeaderEpoch,
         /// Epoch of the partition.
         current: LeaderEpoch,
+    },
+    /// What an idempotent or transactional producer, or a transaction coordinator, asks for does not
+    /// follow what the partition has of that producer. Nothing was written. Answer the client.
+    #[error("append of producer {producer_id} to {partition} refused: {fault}")]
+    Producer {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The producer.
+        producer_id: i64,
+        /// Why.
+        fault: ProducerFault,
     },
     /// Bytes on disk are not what was written. Nothing was cut; the rest stays readable. Restore
     /// the range from a replica, or skip to `next_offset`.
@@ -225,6 +237,10 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (21, "INVALID_HANDLE", "a handle that is 0, released, or of another kind (C ABI)"),
     (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
+    (24, "OUT_OF_ORDER_SEQUENCE", "a producer's batch does not follow its last one"),
+    (25, "PRODUCER_FENCED", "the producer epoch is older than the partition's"),
+    (26, "INVALID_TRANSACTION_STATE", "a producer's batch leaves out its open transaction"),
+    (27, "COORDINATOR_FENCED", "the coordinator epoch is older than the partition's"),
 ];
 
 impl Error {
@@ -252,6 +268,12 @@ impl Error {
             Error::PartitionFailed { .. } => 18,
             Error::Closed { .. } => 19,
             Error::Timeout { .. } => 20,
+            Error::Producer { fault, .. } => match fault {
+                ProducerFault::Sequence { .. } => 24,
+                ProducerFault::Epoch { .. } => 25,
+                ProducerFault::NotTransactional { .. } => 26,
+                ProducerFault::CoordinatorEpoch { .. } => 27,
+            },
         }
     }
 

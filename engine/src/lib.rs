@@ -65,6 +65,7 @@ mod log;
 mod offset;
 mod partition;
 mod planted;
+mod producers;
 mod recovery;
 mod registry;
 mod segment;
@@ -86,6 +87,9 @@ pub use error::{CODES, Error, Result};
 pub use log::{FetchOptions, Isolation, Lease, LeaseRange};
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
+pub use producers::{
+    AbortedTransaction, ProducerFault, ProducerState, TransactionMarker, TransactionOutcome,
+};
 pub use recovery::RecoveryReport;
 pub use segment::DamagedRange;
 pub use shard::{AppendInfo, Completion, CompletionQueue, Durability, Mark, Pending};

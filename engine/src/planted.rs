@@ -13,6 +13,14 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// What a failed write would have told of producers is kept.
+    KeepStagedProducers,
+    /// A producer snapshot is believed though the log ends before it.
+    SnapshotPastLogEnd,
+    /// After a power cut a producer snapshot is believed though it is past what was synced.
+    SnapshotPastSynced,
+    /// An aborted transaction gets no entry in the transaction index.
+    ForgetAborted,
 }
 
 /// True if this bug is planted on this thread.

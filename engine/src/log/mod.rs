@@ -20,6 +20,8 @@ mod epochs;
 mod journalled;
 mod lease;
 mod offsets;
+mod producers;
+mod rebuild;
 mod rewrite;
 mod roll;
 mod shared;
@@ -31,6 +33,7 @@ pub(crate) use epochs::Epochs;
 pub(crate) use journalled::Ahead;
 pub use lease::{Lease, LeaseRange};
 pub(crate) use offsets::Offsets;
+pub(crate) use rebuild::Trust;
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation};
@@ -75,6 +78,7 @@ pub(crate) struct Log {
     clock: Arc<dyn Clock>,
     active: ActiveSegment,
     epochs: Epochs,
+    producers: producers::LogProducers,
     sync: sync::SyncState,
     journalled: journalled::Journalled,
     /// Why the log takes no more appends.
@@ -110,8 +114,19 @@ impl Log {
             sync.written(active.bytes.into());
         }
         let journalled = journalled::Journalled::new(synced);
-        let retired = Vec::new();
-        Log { shared, disk, clock, active, epochs, sync, journalled, failed: None, retired }
+        let (retired, producers) = (Vec::new(), producers::LogProducers::default());
+        Log {
+            shared,
+            disk,
+            clock,
+            active,
+            epochs,
+            producers,
+            sync,
+            journalled,
+            failed: None,
+            retired,
+        }
     }
 
     /// Segments removed since the last call, to be unlinked by and by.
@@ -174,7 +189,8 @@ impl Log {
 
     fn retire(&mut self, segment: Arc<Segment>) -> Result<()> {
         let mut files = Vec::new();
-        for suffix in names::SEGMENT_SUFFIXES {
+        // The snapshot at its base goes with it.
+        for suffix in names::SEGMENT_SUFFIXES.into_iter().chain([names::SNAPSHOT]) {
             let from = names::path(&self.shared.dir, segment.base_offset(), suffix);
             let to =
                 names::path(&self.shared.dir, segment.base_offset(), &format!("{suffix}.deleted"));
@@ -196,6 +212,7 @@ impl Log {
     pub(crate) fn close(&mut self) -> Result<()> {
         if self.failed.is_none() {
             self.seal_active_index()?;
+            self.snapshot_at_close()?;
             self.sync_now()?;
         }
         let failed = self.check_usable();

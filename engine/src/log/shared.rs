@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::Batch;
 use crate::io::{FileRef, OpenMode};
 use crate::offset::Offset;
+use crate::producers::Transactions;
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, SegmentIndex, names,
 };
@@ -21,8 +22,8 @@ use crate::space::Space;
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 /// Up to which offset a fetch reads.
@@ -33,6 +34,9 @@ pub enum Isolation {
     HighWatermark,
     /// Up to the log end offset: what followers fetch.
     LogEnd,
+    /// Up to the last stable offset: what consumers may see that read committed transactions only.
+    /// The records of [`Lease::aborted_transactions`] are among the bytes, and theirs to leave out.
+    ReadCommitted,
 }
 
 /// How much a fetch reads.
@@ -72,6 +76,8 @@ pub(crate) struct LogShared {
     pub(crate) space: Arc<Space>,
     /// Indexes rebuilt since the open, by recovery or on first touch.
     pub(crate) indexes_rebuilt: AtomicU32,
+    /// Undecided transactions: for the shard and who moves the high watermark, not for readers.
+    pub(crate) transactions: Mutex<Transactions>,
 }
 
 /// A leader epoch that only rises.
@@ -94,12 +100,15 @@ impl AtomicI32Max {
 impl LogShared {
     /// Finds the bytes from `offset` on.
     pub(crate) fn fetch(&self, offset: i64, options: &FetchOptions) -> Result<Lease> {
+        let last_stable = self.offsets.last_stable();
         let offsets = self.offsets.snapshot();
-        let limit = match options.isolation {
-            Isolation::HighWatermark => offsets.high_watermark,
-            Isolation::LogEnd => offsets.log_end,
+        let (limit, end) = match options.isolation {
+            Isolation::HighWatermark => (offsets.high_watermark, offsets.high_watermark),
+            Isolation::LogEnd => (offsets.log_end, offsets.log_end),
+            // A transaction that is open before a consumer's offset only makes it wait.
+            Isolation::ReadCommitted => (last_stable, offsets.log_end),
         };
-        if offset < offsets.log_start || offset > limit {
+        if offset < offsets.log_start || offset > end {
             return Err(self.out_of_range(offset, offsets.log_start, limit));
         }
         let mut lease = Lease {
@@ -107,7 +116,9 @@ impl LogShared {
             next_offset: offset,
             log_start: offsets.log_start,
             high_watermark: offsets.high_watermark,
+            last_stable,
             log_end: offsets.log_end,
+            aborted: Vec::new(),
         };
         let segments = self.segments.load();
         let mut at = segments.partition_point(|s| s.base_offset() <= offset).saturating_sub(1);
@@ -134,6 +145,9 @@ impl LogShared {
                 Err(error) => return Err(error),
             }
             at += 1;
+        }
+        if options.isolation == Isolation::ReadCommitted && !lease.is_empty() {
+            lease.aborted = self.aborted(offset, lease.next_offset)?;
         }
         Ok(lease)
     }
@@ -177,7 +191,7 @@ impl LogShared {
     }
 
     /// Start and end of the first batch whose last offset is at least `offset`.
-    fn locate(
+    pub(super) fn locate(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,

@@ -31,6 +31,7 @@ use crate::io::{Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
+use crate::producers::ProducerState;
 use mailbox::{Full, Sender, mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,6 +54,7 @@ pub(crate) enum Message {
     DeleteRecords(Slot, Offset, Promise<Offset>),
     Truncate(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
+    Producers(Slot, Promise<Vec<ProducerState>>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),
     /// Forgets a partition whose directory is about to go.
