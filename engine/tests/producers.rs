@@ -12,7 +12,7 @@ mod support;
 use loglane::format::{BatchBuilder, Codec};
 use loglane::inspect;
 use loglane::{
-    AbortedTransaction, AppendInfo, AppendOptions, Durability, Engine, Error, FetchOptions,
+    AbortedTransaction, AppendInfo, AppendOptions, Config, Durability, Engine, Error, FetchOptions,
     HighWatermark, Isolation, Offset, Partition, PartitionConfig, ProducerFault, ProducerState,
     TransactionMarker, TransactionOutcome,
 };
@@ -22,6 +22,11 @@ use std::path::{Path, PathBuf};
 use support::small_segments;
 
 const NOW: i64 = 4_000_000_000_000;
+
+/// Small segments, and no space held back: these tests open many directories.
+fn settings(dir: &Path) -> Config {
+    Config { reserve_bytes: 0, ..small_segments(dir) }
+}
 
 /// A producer's batch of `count` records.
 fn of(producer: i64, epoch: i16, sequence: i32, count: i32) -> BatchBuilder {
@@ -109,7 +114,7 @@ fn work(partition: &Partition, rounds: i32) {
 #[test]
 fn a_batch_that_is_sent_again_gets_its_old_offsets_and_is_not_written_again() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     let mut first = Vec::new();
     for i in 0..7 {
@@ -137,7 +142,7 @@ fn a_batch_that_is_sent_again_gets_its_old_offsets_and_is_not_written_again() {
 #[test]
 fn a_gap_an_old_epoch_and_a_plain_write_within_a_transaction_are_refused_and_leave_no_trace() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     append(&partition, of(1, 4, 0, 2)).unwrap();
     let before = all(&partition);
@@ -165,7 +170,7 @@ fn plain_code(partition: &Partition) -> i32 {
 #[test]
 fn requests_of_one_tick_see_each_other() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     let start = |sequence: i32| {
         let batch = of(1, 0, sequence, 1).build().unwrap();
@@ -191,7 +196,7 @@ fn requests_of_one_tick_see_each_other() {
 #[test]
 fn committed_readers_stop_at_the_first_open_transaction_and_are_told_of_aborted_ones() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     let committed = FetchOptions { isolation: Isolation::ReadCommitted, ..FetchOptions::default() };
     append(&partition, of(1, 0, 0, 2)).unwrap();
@@ -230,7 +235,7 @@ fn committed_readers_stop_at_the_first_open_transaction_and_are_told_of_aborted_
 #[test]
 fn a_transaction_is_stable_only_when_its_marker_is_below_the_high_watermark() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = small_segments(dir.path());
+    let mut config = settings(dir.path());
     config.partition.high_watermark = HighWatermark::SetByHost;
     let settings = config.partition.clone();
     let engine = Engine::open(config.clone()).unwrap();
@@ -259,7 +264,7 @@ fn a_transaction_is_stable_only_when_its_marker_is_below_the_high_watermark() {
 #[test]
 fn a_follower_counts_what_the_leader_took_and_checks_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partitions = engine.create_topic("t", 2).unwrap();
     let (leader, follower) = (&partitions[0], &partitions[1]);
     work(leader, 20);
@@ -282,7 +287,7 @@ fn a_follower_counts_what_the_leader_took_and_checks_nothing() {
 #[test]
 fn producers_survive_a_clean_close_and_what_the_snapshot_lacks_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     work(&partition, 40);
     assert!(partition.stat().segments > 3);
@@ -296,7 +301,7 @@ fn producers_survive_a_clean_close_and_what_the_snapshot_lacks_is_forgotten() {
     let logs = files(dir.path(), ".log").len();
     assert_eq!(snapshots.len(), logs, "one at each base but the first, and one at the end");
 
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.partition("t", 0).unwrap();
     assert_eq!(all(&partition), before);
     let again = append(&partition, of(1, 0, 39 * 3, 3)).unwrap();
@@ -314,12 +319,13 @@ fn producers_survive_a_clean_close_and_what_the_snapshot_lacks_is_forgotten() {
 #[test]
 fn after_a_crash_producers_are_those_of_the_log_that_is_left_whatever_files_survived() {
     let whole = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(whole.path())).unwrap();
+    let engine = Engine::open(settings(whole.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     // What a log that was only ever this long knows, for each length.
     let mut known = BTreeMap::new();
     for round in 0..70 {
         append(&partition, of(1, 0, round * 3, 3)).unwrap();
+        known.insert(partition.log_end_offset().0, all(&partition));
         in_transaction(&partition, 2, round * 5, 5).unwrap();
         known.insert(partition.log_end_offset().0, all(&partition));
         end(&partition, 2, TransactionOutcome::Abort);
@@ -342,7 +348,7 @@ fn after_a_crash_producers_are_those_of_the_log_that_is_left_whatever_files_surv
                 let file = fs::OpenOptions::new().write(true).open(&last).unwrap();
                 file.set_len(length.saturating_sub(cut_bytes)).unwrap();
                 spoil(dir.path(), damage, recovery_point);
-                let engine = Engine::open(small_segments(dir.path())).unwrap();
+                let engine = Engine::open(settings(dir.path())).unwrap();
                 let partition = engine.partition("t", 0).unwrap();
                 let end = partition.log_end_offset().0;
                 let expected = &known[&end];
@@ -350,7 +356,7 @@ fn after_a_crash_producers_are_those_of_the_log_that_is_left_whatever_files_surv
                 assert_eq!(&all(&partition), expected, "{context}");
                 engine.close().unwrap();
                 // And once more, now clean.
-                let engine = Engine::open(small_segments(dir.path())).unwrap();
+                let engine = Engine::open(settings(dir.path())).unwrap();
                 assert_eq!(&all(&engine.partition("t", 0).unwrap()), expected, "{context}");
             }
         }
@@ -404,7 +410,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_snapshot_of_records_that_were_lost_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     append(&partition, of(1, 0, 0, 2)).unwrap();
     let before = all(&partition).0;
@@ -415,7 +421,7 @@ fn a_snapshot_of_records_that_were_lost_is_not_believed() {
     let length = fs::metadata(&log).unwrap().len();
     fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(length / 2).unwrap();
     crash(dir.path(), 0);
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.partition("t", 0).unwrap();
     assert_eq!((partition.log_end_offset(), all(&partition).0), (Offset(2), before));
     append(&partition, of(1, 0, 2, 2)).expect("it was lost, so it is no duplicate");
@@ -424,7 +430,7 @@ fn a_snapshot_of_records_that_were_lost_is_not_believed() {
 #[test]
 fn a_truncation_takes_producers_and_transactions_back() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     let mut known = BTreeMap::new();
     for round in 0..60 {
@@ -445,14 +451,14 @@ fn a_truncation_takes_producers_and_transactions_back() {
     }
     let left = all(&partition);
     engine.close().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     assert_eq!(all(&engine.partition("t", 0).unwrap()), left);
 }
 
 #[test]
 fn snapshots_go_with_their_segments_and_a_deleted_beginning_of_a_transaction_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     in_transaction(&partition, 9, 0, 1).unwrap();
     work(&partition, 60);
@@ -469,7 +475,7 @@ fn snapshots_go_with_their_segments_and_a_deleted_beginning_of_a_transaction_is_
 #[test]
 fn a_transaction_index_that_is_not_sound_is_made_anew_from_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
     work(&partition, 60);
     let before = all(&partition);
@@ -480,7 +486,7 @@ fn a_transaction_index_that_is_not_sound_is_made_anew_from_the_log() {
     for path in &indexes {
         fs::write(path, b"not an index").unwrap();
     }
-    let engine = Engine::open(small_segments(dir.path())).unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
     assert_eq!(all(&engine.partition("t", 0).unwrap()), before);
     engine.close().unwrap();
     for (path, good) in indexes.iter().zip(&good) {
@@ -491,7 +497,7 @@ fn a_transaction_index_that_is_not_sound_is_made_anew_from_the_log() {
 #[test]
 fn producers_that_were_silent_for_too_long_are_forgotten_at_the_next_open() {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = small_segments(dir.path());
+    let mut config = settings(dir.path());
     config.partition.producer_id_expiration_ms = i64::MAX as u64;
     let engine = Engine::open(config.clone()).unwrap();
     let partition = engine.create_topic("t", 1).unwrap().remove(0);
