@@ -88,7 +88,7 @@ impl Rebuild<'_> {
             active_aborted_on_disk: 0,
             newest_snapshot: offsets.log_start,
             stray: None,
-            newest_is_unsynced: self.trust != Trust::Clean,
+            newest_is_unsynced: false,
             written: Vec::new(),
         };
         let last_bases: Vec<i64> = segments.iter().rev().take(2).map(|s| s.base_offset()).collect();
@@ -105,6 +105,7 @@ impl Rebuild<'_> {
             if let Some((at, producers)) = self.load_newest(&mut files.snapshots, &segments)? {
                 rebuilt.producers = producers;
                 rebuilt.newest_snapshot = at;
+                rebuilt.newest_is_unsynced = self.trust != Trust::Clean;
                 rebuilt.stray = Some(at).filter(|at| !is_base(&segments, *at));
                 from = at;
             }
