@@ -4,12 +4,14 @@
 //! | file | what |
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
+//! | `producers.rs` | clients with sequences and transactions, and what must be known of them |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
 
 mod model;
+mod producers;
 mod run;
 
 use crate::planted::{Bug, plant};
@@ -131,7 +133,7 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if bug == Bug::SyncAgain {
+        if matches!(bug, Bug::SyncAgain | Bug::KeepStagedProducers | Bug::SnapshotPastSynced) {
             plan.faults = 20_000;
         }
         live(plan).is_err()
@@ -142,7 +144,16 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
 
 #[test]
 fn each_planted_bug_is_caught() {
-    for bug in [Bug::AckBeforeSync, Bug::NoDirectorySync, Bug::FramesOutOfOrder, Bug::SyncAgain] {
+    for bug in [
+        Bug::AckBeforeSync,
+        Bug::NoDirectorySync,
+        Bug::FramesOutOfOrder,
+        Bug::SyncAgain,
+        Bug::KeepStagedProducers,
+        Bug::SnapshotPastLogEnd,
+        Bug::SnapshotPastSynced,
+        Bug::ForgetAborted,
+    ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");
         assert!(lives.is_some(), "{bug:?} was not caught");

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::model::{Died, Model, Stored};
+use super::producers::{self, CLIENTS, Client};
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
+use crate::io::Clock;
 use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
 use crate::{AppendInfo, AppendOptions, Durability, LeaderEpoch, Offset, Partition, Pending};
 use std::time::Duration;
@@ -67,6 +69,7 @@ pub(super) struct Life {
     partitions: Vec<Partition>,
     models: Vec<Model>,
     pending: Vec<Vec<Waiting>>,
+    clients: Vec<Vec<Client>>,
     next_number: u64,
     seen: Seen,
     verbose: bool,
@@ -76,6 +79,8 @@ struct Waiting {
     number: u64,
     count: i64,
     answer: Pending<AppendInfo>,
+    /// Which client of its partition sent it, and what, if it is not a marker.
+    client: Option<(usize, Option<Vec<u8>>)>,
 }
 
 /// Says what a life does, when one seed is looked at.
@@ -104,6 +109,7 @@ impl Life {
             partitions: Vec::new(),
             models: (0..partitions).map(|_| Model::default()).collect(),
             pending: (0..partitions).map(|_| Vec::new()).collect(),
+            clients: (0..partitions).map(|_| Client::all()).collect(),
             next_number: 0,
             seen: Seen::default(),
             verbose: std::env::var_os("SEED").is_some(),
@@ -213,7 +219,11 @@ impl Life {
             }
             self.models[number as usize]
                 .check(&partition, died)
+                .and_then(|()| producers::check(&partition))
                 .map_err(|e| format!("partition {number}: {e}"))?;
+            for client in &mut self.clients[number as usize] {
+                client.is_lost = true;
+            }
             self.seen.recovered += 1;
             self.partitions.push(partition);
         }
@@ -315,7 +325,7 @@ impl Life {
 
     fn operation(&mut self) {
         let at = self.rng.index(self.partitions.len());
-        match self.rng.below(40) {
+        match self.rng.below(56) {
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
             25..=31 => self.turn(),
@@ -329,6 +339,10 @@ impl Life {
                 let _ = self.engine.as_ref().unwrap().keep();
             }
             38 => self.world.clock().advance(Duration::from_millis(120)),
+            39..=46 => self.produce(at),
+            47..=51 => self.end_transaction(at),
+            52 => self.send_again(at),
+            53 => self.check_producers(at),
             _ => self.settle(),
         }
     }
@@ -347,7 +361,96 @@ impl Life {
         // A full mailbox is no answer about the batch.
         if let Ok(answer) = self.partitions[at].start_append(batch.build().unwrap(), options) {
             self.models[at].submitted(number, count);
-            self.pending[at].push(Waiting { number, count, answer });
+            self.pending[at].push(Waiting { number, count, answer, client: None });
+        }
+    }
+
+    /// A client that knows where it is; none if the partition does not answer.
+    fn client(&mut self, at: usize, which: usize) -> Option<()> {
+        if self.clients[at][which].is_lost {
+            self.settle();
+            let states = self.partitions[at].producers().ok()?;
+            self.clients[at][which].find_itself(&states);
+        }
+        Some(())
+    }
+
+    fn durability(&mut self) -> AppendOptions {
+        let durability = if self.rng.coin() { Durability::Durable } else { Durability::Written };
+        AppendOptions { durability, leader_epoch: None }
+    }
+
+    fn produce(&mut self, at: usize) {
+        let which = self.rng.index(CLIENTS);
+        let Some(()) = self.client(at, which) else { return };
+        let number = self.next_number;
+        self.next_number += 1;
+        let count = 1 + i64::try_from(self.rng.below(3)).unwrap();
+        let (bytes, now) = (self.rng.index(200), self.world.clock().now_ms());
+        let options = self.durability();
+        let client = &mut self.clients[at][which];
+        let batch = client.batch(number, count, bytes, now);
+        match self.partitions[at].start_append(batch.clone(), options) {
+            Ok(answer) => {
+                self.models[at].submitted(number, count);
+                let client = Some((which, Some(batch)));
+                self.pending[at].push(Waiting { number, count, answer, client });
+            }
+            Err(_) => client.is_lost = true,
+        }
+    }
+
+    fn end_transaction(&mut self, at: usize) {
+        let which = CLIENTS / 2 + self.rng.index(CLIENTS / 2);
+        let Some(()) = self.client(at, which) else { return };
+        let number = self.next_number;
+        self.next_number += 1;
+        let version = i16::try_from(self.rng.below(3)).unwrap();
+        let (options, now) = (self.durability(), self.world.clock().now_ms());
+        let client = &mut self.clients[at][which];
+        let marker = client.marker(number, version, now);
+        match self.partitions[at].start_append_marker(&marker, options) {
+            Ok(answer) => {
+                self.models[at].submitted(number, 1);
+                let client = Some((which, None));
+                self.pending[at].push(Waiting { number, count: 1, answer, client });
+            }
+            Err(_) => client.is_lost = true,
+        }
+    }
+
+    /// A client has not seen the answer to its last batch.
+    fn send_again(&mut self, at: usize) {
+        self.settle();
+        let which = self.rng.index(CLIENTS);
+        let partition = &self.partitions[at];
+        let Ok(states) = partition.producers() else { return };
+        let Some((bytes, info)) = self.clients[at][which].last_known(&states) else { return };
+        let end = partition.log_end_offset();
+        let again = match partition.append(bytes.clone(), AppendOptions::default()) {
+            Ok(again) => again,
+            Err(error) => {
+                let refused = matches!(error, crate::Error::Producer { .. });
+                assert!(!refused, "a batch that is remembered was refused: {error}");
+                return;
+            }
+        };
+        assert!(again.duplicate, "written twice: {again:?}");
+        assert_eq!((again.base_offset, again.last_offset), (info.base_offset, info.last_offset));
+        assert_eq!(partition.log_end_offset(), end);
+    }
+
+    fn check_producers(&mut self, at: usize) {
+        self.settle();
+        if self.plan.fail_at.is_some() || self.world.died().is_some() {
+            return;
+        }
+        let checked = producers::check(&self.partitions[at]);
+        // The plug may have been pulled while it read.
+        if self.world.died().is_none()
+            && let Err(what) = checked
+        {
+            panic!("partition {at}: {what}");
         }
     }
 
@@ -361,8 +464,21 @@ impl Life {
         for (at, pending) in self.pending.iter_mut().enumerate() {
             // Answers of one partition are looked at in the order of their appends.
             while pending.first().is_some_and(|waiting| waiting.answer.is_ready()) {
-                let Waiting { number, count, answer } = pending.remove(0);
-                let Ok(info) = answer.wait() else { continue };
+                let Waiting { number, count, answer, client } = pending.remove(0);
+                let (info, client) = match (answer.wait(), client) {
+                    (Ok(info), client) => (info, client),
+                    (Err(error), Some((which, _))) => {
+                        self.clients[at][which].is_lost = true;
+                        if matches!(error, crate::Error::Producer { .. }) {
+                            self.models[at].refused(number);
+                        }
+                        continue;
+                    }
+                    (Err(_), None) => continue,
+                };
+                if let Some((which, Some(bytes))) = client {
+                    self.clients[at][which].answered(bytes, info);
+                }
                 let durable = info.durability == Durability::Durable;
                 let stored = Stored { number, base: info.base_offset.0, count };
                 if self.verbose {
@@ -415,6 +531,7 @@ impl Life {
             return;
         }
         self.models[at].truncating(to);
+        self.clients[at].iter_mut().for_each(|client| client.is_lost = true);
         let truncated = self.partitions[at].truncate(Offset(to));
         say!(self, "partition {at} truncated to {to}: {truncated:?}");
         if truncated.is_ok() {
