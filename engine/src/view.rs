@@ -9,7 +9,7 @@ use crate::checkpoint::{self, PartitionOffsets};
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
 use crate::io::{self, BackendChoice, Clock, DirLock, Disk, EntryKind, SystemClock};
-use crate::log::{FetchOptions, Lease, LogShared};
+use crate::log::{FetchOptions, Isolation, Lease, LogShared};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_partition};
 use crate::segment::{
@@ -217,11 +217,16 @@ impl PartitionView {
         self.shared.damaged_ranges()
     }
 
-    /// As [`crate::Partition::fetch`].
+    /// As [`crate::Partition::fetch`], but a view does not follow transactions: what is committed only
+    /// the engine that has the directory open can tell.
     ///
     /// # Errors
-    /// As [`crate::Partition::fetch`].
+    /// As [`crate::Partition::fetch`]; [`Error::Config`] for [`Isolation::ReadCommitted`].
     pub fn fetch(&self, offset: Offset, options: &FetchOptions) -> Result<Lease> {
+        if options.isolation == Isolation::ReadCommitted {
+            let reason = "a view does not know which transactions are committed".into();
+            return Err(Error::Config { key: "isolation", reason });
+        }
         self.shared.fetch(offset.0, options)
     }
 

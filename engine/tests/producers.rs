@@ -14,7 +14,7 @@ use loglane::inspect;
 use loglane::{
     AbortedTransaction, AppendInfo, AppendOptions, Config, Durability, Engine, Error, FetchOptions,
     HighWatermark, Isolation, Offset, Partition, PartitionConfig, ProducerFault, ProducerState,
-    TransactionMarker, TransactionOutcome,
+    TransactionMarker, TransactionOutcome, View,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -226,6 +226,9 @@ fn committed_readers_stop_at_the_first_open_transaction_and_are_told_of_aborted_
     assert_eq!((lease.next_offset(), lease.aborted_transactions()), (Offset(8), &[aborted][..]));
     let plain = partition.fetch(Offset(0), &FetchOptions::default()).unwrap();
     assert!(plain.aborted_transactions().is_empty());
+    let view = View::open(dir.path()).unwrap();
+    let seen = view.partition("t", 0).unwrap().fetch(Offset(0), &committed);
+    assert!(matches!(seen, Err(Error::Config { key: "isolation", .. })), "a view cannot tell");
     // A marker without a transaction changes nothing.
     end(&partition, 3, TransactionOutcome::Abort);
     assert_eq!(all(&partition).2, [aborted]);
@@ -337,9 +340,9 @@ fn after_a_crash_producers_are_those_of_the_log_that_is_left_whatever_files_surv
         .map(|path| inspect::base_offset_of(path).unwrap())
         .collect();
     assert!(bases.len() > 3);
-    for cut_bytes in [0, 50, 700, 1500] {
+    for cut_bytes in [0, 50, 1500] {
         for damage in ["none", "no snapshots", "torn snapshots", "no txnindex", "long txnindex"] {
-            for recovery_point in [0, bases[1], bases[2] + 1, *bases.last().unwrap()] {
+            for recovery_point in [0, bases[2] + 1, *bases.last().unwrap()] {
                 let dir = tempfile::tempdir().unwrap();
                 copy(whole.path(), dir.path());
                 crash(dir.path(), recovery_point);

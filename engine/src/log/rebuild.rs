@@ -97,7 +97,7 @@ impl Rebuild<'_> {
             // Kafka takes it for a log from before there were snapshots, and so that no later start
             // reads it all, writes empty ones.
             for at in last_bases.iter().rev().copied().chain([offsets.log_end]) {
-                self.take_snapshot(at, &mut rebuilt, &segments)?;
+                self.take_snapshot(at, &mut rebuilt, &segments);
             }
             from = offsets.log_end;
         } else {
@@ -115,7 +115,7 @@ impl Rebuild<'_> {
             let base = segment.base_offset();
             if base > from && last_bases.contains(&base) {
                 std::mem::swap(&mut rebuilt.producers, &mut replay.producers);
-                self.take_snapshot(base, &mut rebuilt, &segments)?;
+                self.take_snapshot(base, &mut rebuilt, &segments);
                 std::mem::swap(&mut rebuilt.producers, &mut replay.producers);
             }
             replay.segment(segment, base.max(from))?;
@@ -123,7 +123,7 @@ impl Rebuild<'_> {
         self.settle_aborted(&segments, &files, from, &mut replay.aborted, &mut rebuilt)?;
         rebuilt.producers = replay.producers;
         if replay.bytes >= WORTH_BYTES {
-            self.take_snapshot(offsets.log_end, &mut rebuilt, &segments)?;
+            self.take_snapshot(offsets.log_end, &mut rebuilt, &segments);
         }
         let mut transactions = self.shared.transactions();
         *transactions = replay.transactions;
@@ -212,21 +212,27 @@ impl Rebuild<'_> {
         Ok(None)
     }
 
-    /// Writes what is known now as the snapshot of `at`.
-    fn take_snapshot(&self, at: i64, rebuilt: &mut Rebuilt, segments: &SegmentList) -> Result<()> {
+    /// Writes what is known now as the snapshot of `at`. An error, of a full disk perhaps, costs the
+    /// next start some time and must not fail this one.
+    fn take_snapshot(&self, at: i64, rebuilt: &mut Rebuilt, segments: &SegmentList) {
         if at <= rebuilt.newest_snapshot {
-            return Ok(());
+            return;
         }
         let states = rebuilt.producers.states();
-        let file = write_snapshot(self.disk, &self.shared.dir, at, &states)?;
-        rebuilt.written.push((at, file));
+        match write_snapshot(self.disk, &self.shared.dir, at, &states) {
+            Ok(file) => rebuilt.written.push((at, file)),
+            Err(error) => {
+                tracing::warn!(partition = %self.shared.name, %error, "no producer snapshot");
+                remove_snapshot(self.disk, &self.shared.dir, at);
+                return;
+            }
+        }
         rebuilt.newest_snapshot = at;
         rebuilt.newest_is_unsynced = false;
         let stray = Some(at).filter(|at| !is_base(segments, *at));
         if let Some(before) = std::mem::replace(&mut rebuilt.stray, stray) {
             remove_snapshot(self.disk, &self.shared.dir, before);
         }
-        Ok(())
     }
 
     /// Brings the aborted transactions of the walked segments into memory, and their files up to date.

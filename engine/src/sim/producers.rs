@@ -93,7 +93,7 @@ impl Client {
 
 /// How the transaction ends whose marker has this number.
 fn outcome(number: u64) -> TransactionOutcome {
-    if number % 2 == 0 { TransactionOutcome::Abort } else { TransactionOutcome::Commit }
+    if number.is_multiple_of(2) { TransactionOutcome::Abort } else { TransactionOutcome::Commit }
 }
 
 /// The number of a marker.

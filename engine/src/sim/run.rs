@@ -442,8 +442,13 @@ impl Life {
 
     fn check_producers(&mut self, at: usize) {
         self.settle();
-        if self.plan.fail_at.is_some() || self.world.died().is_some() {
+        if self.plan.fail_at.is_some() {
             return;
+        }
+        // One that has failed is whole again when it is reopened, not before.
+        match self.partitions[at].flush() {
+            Ok(durable) => self.models[at].on_durable(durable.0),
+            Err(_) => return,
         }
         let checked = producers::check(&self.partitions[at]);
         // The plug may have been pulled while it read.
