@@ -183,24 +183,29 @@
 #define LOGLANE_PANIC 23
 
 /*
+ The offset was cut away by a truncation: compare leader epochs.
+ */
+#define LOGLANE_TRUNCATED 24
+
+/*
  A producer's batch does not follow its last one. Answer the client.
  */
-#define LOGLANE_OUT_OF_ORDER_SEQUENCE 24
+#define LOGLANE_OUT_OF_ORDER_SEQUENCE 25
 
 /*
  The producer epoch is older than the partition's. Answer the client.
  */
-#define LOGLANE_PRODUCER_FENCED 25
+#define LOGLANE_PRODUCER_FENCED 26
 
 /*
  A producer's batch leaves out its open transaction. Answer the client.
  */
-#define LOGLANE_INVALID_TRANSACTION_STATE 26
+#define LOGLANE_INVALID_TRANSACTION_STATE 27
 
 /*
  The coordinator epoch is older than the partition's. Answer the coordinator.
  */
-#define LOGLANE_COORDINATOR_FENCED 27
+#define LOGLANE_COORDINATOR_FENCED 28
 
 /*
  Bytes of a message, its NUL included.

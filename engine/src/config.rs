@@ -25,8 +25,9 @@ pub struct Config {
     pub inflight_bytes_max: u64,
     /// Most requests waiting in one shard's mailbox, a power of two, 64 to 1 Mi. Default 8192.
     pub mailbox_requests_max: usize,
-    /// Most segment files kept open for readers. Default: half of the process's soft limit of
-    /// open files, less what the active segments need.
+    /// Most segment files kept open for readers, and as many again for appends: past half of that,
+    /// partitions are synced so that their files can be closed, and appends wait for it at the limit.
+    /// Default: each half of the process's soft limit of open files, less 64 for the host.
     pub open_files_max: Option<usize>,
     /// How often segments are synced though nobody asks, and recovery points and high watermarks
     /// are written to their checkpoint files. 100 ms to a day, default 5 s (Kafka: 60 s and 5 s).

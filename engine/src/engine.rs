@@ -2,18 +2,25 @@
 
 #![forbid(unsafe_code)]
 
+use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
-use crate::io::{self, Backend, DirLock, Disk, EntryKind};
+use crate::io::{self, Alive, Backend, DirLock, Disk, EntryKind};
 use crate::journal::{self, Replay};
 use crate::keeper::Keeper;
+use crate::log::Isolation;
+use crate::longpoll::{LongPolls, Woken};
+use crate::offset::Offset;
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, Mode, Opened, Opening, RecoveryReport, open_partition};
 use crate::registry::{Entry, Registry};
 use crate::segment::OpenFiles;
 use crate::session::{self, Session};
-use crate::shard::{self, Gauges, JournalMaker, Message, RetiredSink, Setup, ShardHandle};
+use crate::shard::{
+    self, Gauges, JournalMaker, Message, Outstanding, OutstandingMax, Pending, RetiredSink, Setup,
+    ShardHandle,
+};
 use crate::space::Space;
 use crate::topic::TopicPartition;
 use std::collections::BTreeMap;
@@ -66,7 +73,8 @@ pub(crate) struct Core {
     shards: Vec<Arc<ShardHandle>>,
     registry: Arc<Registry>,
     keeper: Arc<Keeper>,
-    unsynced_bytes: Arc<AtomicU64>,
+    outstanding: Arc<Outstanding>,
+    polls: Arc<LongPolls>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
     mode: Mode,
@@ -174,17 +182,18 @@ impl Engine {
             };
             registry.insert(Entry::new(name, path, checkpoints));
         }
-        let unsynced_bytes = Arc::new(AtomicU64::new(0));
+        let outstanding = Arc::<Outstanding>::default();
         let unread = mode != Mode::Clean && !replay.paths.is_empty();
         let old_journals = Arc::new(AtomicBool::new(unread));
         let shards = Shards {
             config: &config,
             disk: &disk,
             number,
-            unsynced_bytes: &unsynced_bytes,
+            outstanding: &outstanding,
             old_journals: &old_journals,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
+        let polls = Arc::new(LongPolls::new(Arc::clone(&config.clock)));
         let core = Core {
             config,
             disk,
@@ -193,7 +202,8 @@ impl Engine {
             shards,
             registry,
             keeper,
-            unsynced_bytes,
+            outstanding,
+            polls,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
@@ -247,7 +257,7 @@ impl Engine {
             gauges().map(|g| gauge(g).load(Ordering::Relaxed)).sum()
         };
         let journal_bytes = sum(|g| &g.journal_bytes);
-        let unsynced_bytes = self.core.unsynced_bytes.load(Ordering::Relaxed);
+        let unsynced_bytes = self.core.outstanding.unsynced_bytes.load(Ordering::Relaxed);
         EngineStat {
             journal_bytes,
             unsynced_bytes,
@@ -255,6 +265,35 @@ impl Engine {
             journal_writes: sum(|g| &g.frames),
             journal_bytes_written: sum(|g| &g.frame_bytes),
         }
+    }
+
+    /// Waits until the partitions together have `bytes_min` bytes or more to be fetched from these
+    /// offsets, or until `timeout` has passed: what a broker does with a fetch that finds too little.
+    /// It wakes once, through the [`Pending`]; also when an offset can no longer be read, which the
+    /// fetch that follows then reports. With nothing to wait for it is answered at once.
+    ///
+    /// # Errors
+    /// As [`Partition::fetch`] for an offset out of range; [`Error::Closed`].
+    pub fn long_poll(
+        &self,
+        interests: &[(Partition, Offset)],
+        bytes_min: u64,
+        timeout: Duration,
+        isolation: Isolation,
+    ) -> Result<Pending<Woken>> {
+        self.core.polls.arm(interests, bytes_min, timeout, isolation)
+    }
+
+    /// Makes a copy of the directory in `to`, which must be empty or missing, while it is written to:
+    /// sealed segments by hard links where the file system has them, the rest by copying. Each
+    /// partition ends at an offset that was its log end during the call; every partition is opened
+    /// for it. The branch is a directory of its own, to be opened and written to.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if `to` has something in it, [`Error::NoSpace`], [`Error::Busy`] if a
+    /// partition is truncated or deleted over and over meanwhile, [`Error::Io`], [`Error::Closed`].
+    pub fn branch(&self, to: impl AsRef<Path>, sync: BranchSync) -> Result<Branched> {
+        branch::make(&self.core, to.as_ref(), sync)
     }
 
     /// The names of all partitions, open or not.
@@ -268,7 +307,7 @@ impl Engine {
     /// # Errors
     /// The first that opening one met.
     pub fn partitions(&self) -> Result<Vec<Partition>> {
-        self.core.registry.all().iter().map(|entry| self.core.open_entry(entry)).collect()
+        self.core.open_all()
     }
 
     /// The partitions of a topic, by number; none if there is no such topic.
@@ -379,6 +418,7 @@ impl Engine {
             return Ok(());
         };
         let core = &self.core;
+        core.polls.stop();
         core.keeper.stop();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -438,6 +478,19 @@ impl Engine {
 }
 
 impl Core {
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// All partitions; those that are not open are opened.
+    pub(crate) fn open_all(&self) -> Result<Vec<Partition>> {
+        self.registry.all().iter().map(|entry| self.open_entry(entry)).collect()
+    }
+
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
         entry.partition(|entry| {
             let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -577,6 +630,7 @@ impl Core {
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
         journal::remove(disk, dir, &journals)?;
         self.space.close()?;
+        io::remove_alive(disk, dir).map_err(|e| Error::io("remove files in", dir, e))?;
         session::remove(disk, dir)?;
         checkpoint::write_clean_shutdown(disk, dir, self.broker_epoch)
     }
@@ -596,7 +650,7 @@ struct Shards<'a> {
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
     number: u64,
-    unsynced_bytes: &'a Arc<AtomicU64>,
+    outstanding: &'a Arc<Outstanding>,
     old_journals: &'a Arc<AtomicBool>,
 }
 
@@ -620,10 +674,15 @@ impl Shards<'_> {
                 clock: Arc::clone(&self.config.clock),
                 mailbox_requests_max: self.config.mailbox_requests_max,
                 inflight_bytes_max: self.config.inflight_bytes_max,
-                unsynced_bytes_max: self.config.unsynced_bytes_max(),
-                unsynced_bytes: Arc::clone(self.unsynced_bytes),
+                outstanding_max: OutstandingMax {
+                    unsynced_bytes: self.config.unsynced_bytes_max(),
+                    files: self.config.open_files_max.unwrap_or_else(open_files_default),
+                },
+                outstanding: Arc::clone(self.outstanding),
                 checkpoint_interval: Duration::from_millis(self.config.checkpoint_interval_ms),
                 session: self.number,
+                alive: Alive::new(self.disk.as_ref(), dir, number)
+                    .map_err(|e| Error::io("create a file in", dir, e))?,
                 old_journals: Arc::clone(self.old_journals),
                 retired,
                 make_journal: self.journal_maker(threads),

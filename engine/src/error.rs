@@ -96,6 +96,17 @@ pub enum Error {
         /// End (exclusive) of what can be read.
         end: Offset,
     },
+    /// The log was truncated below the offset since somebody read there. Its records are gone: find
+    /// where this log and the reader's part by their leader epochs, and go on from there.
+    #[error("{partition} was truncated and ends at {log_end}; offset {offset} is gone")]
+    Truncated {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The offset asked for.
+        offset: Offset,
+        /// Where the log ends now.
+        log_end: Offset,
+    },
     /// A follower's batch does not continue the log. Fix the call: truncate, or fetch from `expected`.
     #[error("batch at offset {found} does not continue {partition}, which ends at {expected}")]
     OffsetMismatch {
@@ -237,10 +248,11 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (21, "INVALID_HANDLE", "a handle that is 0, released, or of another kind (C ABI)"),
     (22, "INVALID_ARGUMENT", "a pointer that is NULL or a value out of range (C ABI)"),
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
-    (24, "OUT_OF_ORDER_SEQUENCE", "a producer's batch does not follow its last one"),
-    (25, "PRODUCER_FENCED", "the producer epoch is older than the partition's"),
-    (26, "INVALID_TRANSACTION_STATE", "a producer's batch leaves out its open transaction"),
-    (27, "COORDINATOR_FENCED", "the coordinator epoch is older than the partition's"),
+    (24, "TRUNCATED", "the offset was cut away by a truncation: compare leader epochs"),
+    (25, "OUT_OF_ORDER_SEQUENCE", "a producer's batch does not follow its last one"),
+    (26, "PRODUCER_FENCED", "the producer epoch is older than the partition's"),
+    (27, "INVALID_TRANSACTION_STATE", "a producer's batch leaves out its open transaction"),
+    (28, "COORDINATOR_FENCED", "the coordinator epoch is older than the partition's"),
 ];
 
 impl Error {
@@ -268,11 +280,12 @@ impl Error {
             Error::PartitionFailed { .. } => 18,
             Error::Closed { .. } => 19,
             Error::Timeout { .. } => 20,
+            Error::Truncated { .. } => 24,
             Error::Producer { fault, .. } => match fault {
-                ProducerFault::Sequence { .. } => 24,
-                ProducerFault::Epoch { .. } => 25,
-                ProducerFault::NotTransactional { .. } => 26,
-                ProducerFault::CoordinatorEpoch { .. } => 27,
+                ProducerFault::Sequence { .. } => 25,
+                ProducerFault::Epoch { .. } => 26,
+                ProducerFault::NotTransactional { .. } => 27,
+                ProducerFault::CoordinatorEpoch { .. } => 28,
             },
         }
     }

@@ -52,6 +52,7 @@
     )
 )]
 
+mod branch;
 mod checkpoint;
 mod config;
 mod engine;
@@ -62,6 +63,7 @@ pub mod io;
 mod journal;
 mod keeper;
 mod log;
+mod longpoll;
 mod offset;
 mod partition;
 mod planted;
@@ -79,12 +81,14 @@ mod topic;
 mod unlink;
 mod view;
 
+pub use branch::{BranchSync, Branched};
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
 pub use config::{Config, HighWatermark, PartitionConfig};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
-pub use log::{FetchOptions, Isolation, Lease, LeaseRange};
+pub use log::{FetchOptions, Isolation, Lease, LeaseRange, ListedOffset, OffsetQuery, Verify};
+pub use longpoll::Woken;
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
 pub use producers::{

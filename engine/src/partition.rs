@@ -4,7 +4,10 @@
 
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault, BatchHeader};
-use crate::log::{AppendOrigin, AppendRequest, FetchOptions, Lease, LogShared};
+use crate::log::{
+    AppendOrigin, AppendRequest, FetchOptions, Isolation, Lease, ListedOffset, LogShared,
+    OffsetQuery,
+};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::producers::{AbortedTransaction, ProducerState, TransactionMarker};
 use crate::segment::DamagedRange;
@@ -244,15 +247,17 @@ impl Partition {
         self.inner.shared.fetch(offset.0, options)
     }
 
-    /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
-    /// every record below the high watermark is older.
+    /// Answers Kafka's ListOffsets. `None` if no record that the isolation lets be read fits.
     ///
     /// # Errors
-    /// [`Error::Damaged`], [`Error::Io`].
-    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(Offset, i64)>> {
+    /// [`Error::Damaged`], [`Error::Io`], [`Error::Closed`].
+    pub fn list_offset(
+        &self,
+        query: OffsetQuery,
+        isolation: Isolation,
+    ) -> Result<Option<ListedOffset>> {
         self.check_open()?;
-        let found = self.inner.shared.offset_for_timestamp(timestamp)?;
-        Ok(found.map(|(offset, timestamp)| (Offset(offset), timestamp)))
+        self.inner.shared.list_offset(query, isolation)
     }
 
     /// First offset that can be read.
@@ -338,6 +343,22 @@ impl Partition {
     /// [`Error::PartitionFailed`] if files could not be cut: reopen.
     pub fn truncate(&self, to: Offset) -> Result<Offset> {
         self.ask(|slot, promise| Message::Truncate(slot, to, promise))
+    }
+
+    /// Forgets every record and begins anew at `offset`, which may be anywhere: what a replica does
+    /// whose leader gives it a snapshot instead of records. Leader epochs are forgotten too. Returns
+    /// the offset. On disk when it returns; after a crash during the call the log may be as it was,
+    /// shorter or empty, so call it again. Files go as in [`Partition::delete_records`].
+    ///
+    /// # Errors
+    /// [`Error::OffsetOutOfRange`] for a negative offset, [`Error::NoSpace`], [`Error::Io`],
+    /// [`Error::Closed`], [`Error::PartitionFailed`] if files could not be cut: reopen.
+    pub fn reset(&self, offset: Offset) -> Result<Offset> {
+        let offsets = self.inner.shared.offsets.snapshot();
+        if offset.0 < 0 {
+            return Err(self.inner.shared.out_of_range(offset.0, offsets.log_start, i64::MAX));
+        }
+        self.ask(|slot, promise| Message::Reset(slot, offset, promise))
     }
 
     /// Tells when the log end or the durable offset has reached `offset`, whoever brings that about;

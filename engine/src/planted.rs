@@ -13,6 +13,8 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// A sync is believed though the file system may have stopped writing.
+    SyncBelieved,
     /// What a failed write would have told of producers is kept.
     KeepStagedProducers,
     /// A producer snapshot is believed though the log ends before it.
@@ -21,6 +23,8 @@ pub(crate) enum Bug {
     SnapshotPastSynced,
     /// An aborted transaction gets no entry in the transaction index.
     ForgetAborted,
+    /// A sync that covers an abort marker leaves its transaction index out.
+    AbortedUnsynced,
 }
 
 /// True if this bug is planted on this thread.

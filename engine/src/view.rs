@@ -9,7 +9,7 @@ use crate::checkpoint::{self, PartitionOffsets};
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
 use crate::io::{self, BackendChoice, Clock, DirLock, Disk, EntryKind, SystemClock};
-use crate::log::{FetchOptions, Isolation, Lease, LogShared};
+use crate::log::{FetchOptions, Isolation, Lease, ListedOffset, LogShared, OffsetQuery};
 use crate::offset::{LeaderEpoch, Offset};
 use crate::recovery::{Checkpoints, Follow, Mode, Opening, RecoveryReport, open_partition};
 use crate::segment::{
@@ -223,20 +223,21 @@ impl PartitionView {
     /// # Errors
     /// As [`crate::Partition::fetch`]; [`Error::Config`] for [`Isolation::ReadCommitted`].
     pub fn fetch(&self, offset: Offset, options: &FetchOptions) -> Result<Lease> {
-        if options.isolation == Isolation::ReadCommitted {
-            let reason = "a view does not know which transactions are committed".into();
-            return Err(Error::Config { key: "isolation", reason });
-        }
+        check_isolation(options.isolation)?;
         self.shared.fetch(offset.0, options)
     }
 
-    /// As [`crate::Partition::offset_for_timestamp`].
+    /// As [`crate::Partition::list_offset`].
     ///
     /// # Errors
-    /// As [`crate::Partition::offset_for_timestamp`].
-    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(Offset, i64)>> {
-        let found = self.shared.offset_for_timestamp(timestamp)?;
-        Ok(found.map(|(offset, timestamp)| (Offset(offset), timestamp)))
+    /// As [`crate::Partition::list_offset`]; [`Error::Config`] for [`Isolation::ReadCommitted`].
+    pub fn list_offset(
+        &self,
+        query: OffsetQuery,
+        isolation: Isolation,
+    ) -> Result<Option<ListedOffset>> {
+        check_isolation(isolation)?;
+        self.shared.list_offset(query, isolation)
     }
 
     fn refresh(&mut self, disk: &dyn Disk) -> Result<()> {
@@ -258,6 +259,8 @@ impl PartitionView {
     fn next_segment(&self, base: i64, follow: &mut Follow) {
         let path = names::path(&self.shared.dir, base, names::LOG);
         let segment = Arc::new(Segment::new(path, base, Vec::new()));
+        // Only checked batches are taken in.
+        segment.trust_from(0);
         let (index, writer) = IndexWriter::new(base, self.shared.config.index_interval_bytes);
         segment.set_index(index);
         let old = Tail { end_offset: base, bytes: follow.bytes };
@@ -299,6 +302,14 @@ impl PartitionView {
         self.shared.offsets.advance_high_watermark(follow.next_offset);
         Ok(())
     }
+}
+
+fn check_isolation(isolation: Isolation) -> Result<()> {
+    if isolation == Isolation::ReadCommitted {
+        let reason = "a view does not know which transactions are committed".into();
+        return Err(Error::Config { key: "isolation", reason });
+    }
+    Ok(())
 }
 
 fn list_bases(disk: &dyn Disk, dir: &Path) -> Result<Vec<i64>> {

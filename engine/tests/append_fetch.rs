@@ -12,7 +12,7 @@ mod support;
 use loglane::io::BackendChoice;
 use loglane::{
     AppendOptions, CompletionQueue, Config, Durability, Engine, Error, FetchOptions, HighWatermark,
-    Isolation, LeaderEpoch, Offset, PartitionConfig, View,
+    Isolation, LeaderEpoch, Offset, OffsetQuery, PartitionConfig, View,
 };
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -258,12 +258,48 @@ fn records_are_found_by_time() {
     for i in 0..100 {
         partition.append(batch(i * 4, 4, 300), AppendOptions::default()).unwrap();
     }
+    let at = |timestamp| OffsetQuery::from_kafka(timestamp).unwrap();
+    let listed = |query| {
+        let found = partition.list_offset(query, Isolation::HighWatermark).unwrap();
+        found.map(|found| (found.offset.0, found.timestamp))
+    };
     for offset in [0, 1, 3, 4, 150, 399] {
-        let found = partition.offset_for_timestamp(1_000_000 + offset).unwrap();
-        assert_eq!(found, Some((Offset(offset), 1_000_000 + offset)));
+        let timestamp = 1_000_000 + offset;
+        assert_eq!(listed(at(timestamp)), Some((offset, Some(timestamp))));
     }
-    assert_eq!(partition.offset_for_timestamp(0).unwrap(), Some((Offset(0), 1_000_000)));
-    assert_eq!(partition.offset_for_timestamp(1_000_400).unwrap(), None);
+    assert_eq!(listed(at(0)), Some((0, Some(1_000_000))));
+    assert_eq!(listed(at(1_000_400)), None);
+}
+
+#[test]
+fn the_sentinels_of_list_offsets_mean_what_they_mean_in_kafka() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = small_segments(dir.path());
+    config.partition.high_watermark = HighWatermark::SetByHost;
+    let engine = Engine::open(config).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    let listed = |timestamp, isolation| {
+        let query = OffsetQuery::from_kafka(timestamp).unwrap();
+        let found = partition.list_offset(query, isolation).unwrap();
+        found.map(|found| (found.offset.0, found.timestamp, found.leader_epoch.map(|e| e.0)))
+    };
+    let (to_end, to_mark) = (Isolation::LogEnd, Isolation::HighWatermark);
+    assert_eq!(listed(-1, to_end), Some((0, None, None)), "an empty log");
+    assert_eq!(listed(-3, to_end), None, "no record has a timestamp");
+    // The largest timestamp is not the last one.
+    for from in [0, 4, 8, 2, 5] {
+        partition.append(batch(from, 4, 300), AppendOptions::default()).unwrap();
+    }
+    partition.set_high_watermark(Offset(14));
+    assert_eq!(listed(-1, to_end), Some((20, None, Some(0))));
+    assert_eq!(listed(-1, to_mark), Some((14, None, Some(0))));
+    assert_eq!(listed(-3, to_end), Some((11, Some(1_000_011), Some(0))));
+    assert_eq!(listed(-5, to_end), None);
+    partition.delete_records(Offset(6)).unwrap();
+    assert_eq!(listed(-2, to_mark), Some((6, None, Some(0))));
+    assert_eq!(listed(-4, to_mark), Some((6, None, Some(0))));
+    assert_eq!(listed(1_000_008, to_mark), Some((8, Some(1_000_008), Some(0))));
+    assert_eq!(OffsetQuery::from_kafka(-6), None);
 }
 
 #[test]

@@ -160,7 +160,7 @@ fn a_gap_an_old_epoch_and_a_plain_write_within_a_transaction_are_refused_and_lea
     in_transaction(&partition, 2, 0, 1).unwrap();
     let plain = fault(append(&partition, of(2, 0, 1, 1)));
     assert_eq!(plain, ProducerFault::NotTransactional { first_offset: 2 });
-    assert_eq!(plain_code(&partition), 26);
+    assert_eq!(plain_code(&partition), 27);
 }
 
 fn plain_code(partition: &Partition) -> i32 {
@@ -271,7 +271,11 @@ fn a_follower_counts_what_the_leader_took_and_checks_nothing() {
     let partitions = engine.create_topic("t", 2).unwrap();
     let (leader, follower) = (&partitions[0], &partitions[1]);
     work(leader, 20);
-    let everything = FetchOptions { max_bytes: 1 << 30, isolation: Isolation::LogEnd };
+    let everything = FetchOptions {
+        max_bytes: 1 << 30,
+        isolation: Isolation::LogEnd,
+        ..FetchOptions::default()
+    };
     let mut next = 0;
     while next < leader.log_end_offset().0 {
         let lease = leader.fetch(Offset(next), &everything).unwrap();
@@ -456,6 +460,25 @@ fn a_truncation_takes_producers_and_transactions_back() {
     engine.close().unwrap();
     let engine = Engine::open(settings(dir.path())).unwrap();
     assert_eq!(all(&engine.partition("t", 0).unwrap()), left);
+}
+
+#[test]
+fn a_log_that_begins_anew_knows_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    for to in [5_000, 7] {
+        work(&partition, 60);
+        partition.reset(Offset(to)).unwrap();
+        assert_eq!(all(&partition), (Vec::new(), Offset(to), Vec::new()));
+        assert_eq!(files(dir.path(), ".snapshot").len(), 0);
+        assert_eq!(files(dir.path(), ".txnindex").len(), 0);
+    }
+    work(&partition, 60);
+    let before = all(&partition);
+    engine.close().unwrap();
+    let engine = Engine::open(settings(dir.path())).unwrap();
+    assert_eq!(all(&engine.partition("t", 0).unwrap()), before);
 }
 
 #[test]

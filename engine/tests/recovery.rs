@@ -10,7 +10,7 @@
 mod support;
 
 use loglane::format::Batches;
-use loglane::{AppendOptions, Config, Engine, Error, FetchOptions, Offset, View};
+use loglane::{AppendOptions, Config, Engine, Error, FetchOptions, Offset, Verify, View};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -275,14 +275,66 @@ fn damage_that_no_open_has_seen_is_an_error_with_its_offsets_and_the_rest_is_rea
         }
         assert_eq!(errors, 1, "max_bytes {max_bytes}");
     }
-    // A lease over many batches looks at its ends only; verify looks at all of it.
+    // Whoever wants no check is told by the lease.
     let engine = Engine::open(small_segments(dir.path())).unwrap();
-    let lease = engine.partition("t", 0).unwrap().fetch(Offset(0), &FetchOptions::default());
+    let options = FetchOptions { verify: Verify::Headers, ..FetchOptions::default() };
+    let lease = engine.partition("t", 0).unwrap().fetch(Offset(0), &options);
     match lease.unwrap().verify() {
         Err(Error::Damaged { offset: Offset(20), position, .. }) => {
             assert_eq!(position, starts[5] as u64);
         }
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_batch_never_goes_out_and_everything_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path());
+    for (number, log) in files(dir.path(), ".log").into_iter().enumerate() {
+        let bytes = fs::read(&log).unwrap();
+        let batches: Vec<(usize, i64, i64)> = Batches::new(&bytes)
+            .map(|batch| {
+                batch.map(|(at, b)| (at, b.header().base_offset, b.header().next_offset()))
+            })
+            .collect::<Result<_, _>>()
+            .unwrap();
+        for (at, first, end) in batches.into_iter().step_by(7) {
+            // In the records, where only the CRC tells.
+            flip(&log, at as u64 + 200);
+            for max_bytes in [1, 3000, 1 << 20] {
+                let engine = Engine::open(small_segments(dir.path())).unwrap();
+                let partition = engine.partition("t", 0).unwrap();
+                let options = FetchOptions { max_bytes, ..FetchOptions::default() };
+                let (mut offset, mut errors) = (0, 0);
+                while offset < RECORDS {
+                    match partition.fetch(Offset(offset), &options) {
+                        Ok(lease) => {
+                            lease.verify().unwrap();
+                            offset = support::check_records(&lease.to_vec().unwrap(), offset);
+                        }
+                        Err(Error::Damaged { offset: from, next_offset, position, .. }) => {
+                            assert_eq!((from.0, next_offset.0), (first, end), "segment {number}");
+                            assert_eq!(position, at as u64);
+                            (offset, errors) = (next_offset.0, errors + 1);
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                assert_eq!(errors, 1, "segment {number} at {at} max_bytes {max_bytes}");
+                let damaged = partition.damaged_ranges();
+                assert_eq!(damaged.len(), 1, "{damaged:?}");
+                assert_eq!((damaged[0].offset.0, damaged[0].next_offset.0), (first, end));
+                // What was checked is remembered, what is damaged stays an error.
+                assert!(partition.fetch(Offset(first), &options).is_err());
+                let unchecked = FetchOptions { verify: Verify::Headers, ..options };
+                let lease = partition.fetch(Offset(first), &unchecked).unwrap();
+                assert!(lease.verify().is_err(), "the test sees no damage at all");
+                drop(lease);
+                engine.close().unwrap();
+            }
+            flip(&log, at as u64 + 200);
+        }
     }
 }
 

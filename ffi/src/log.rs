@@ -359,7 +359,8 @@ pub unsafe extern "C" fn loglane_fetch(
             LOGLANE_LOG_END => Isolation::LogEnd,
             _ => return Err(Fault::Argument("isolation is none of the two")),
         };
-        let found = partition.fetch(Offset(offset), &FetchOptions { max_bytes, isolation })?;
+        let found = partition
+            .fetch(Offset(offset), &FetchOptions { max_bytes, isolation, ..Default::default() })?;
         let value = loglane_fetch_info {
             bytes: found.bytes(),
             next_offset: found.next_offset().0,

@@ -52,14 +52,16 @@ pub const LOGLANE_INVALID_HANDLE: i32 = 21;
 pub const LOGLANE_INVALID_ARGUMENT: i32 = 22;
 /// A fault of the library's own; please report it.
 pub const LOGLANE_PANIC: i32 = 23;
+/// The offset was cut away by a truncation: compare leader epochs.
+pub const LOGLANE_TRUNCATED: i32 = 24;
 /// A producer's batch does not follow its last one. Answer the client.
-pub const LOGLANE_OUT_OF_ORDER_SEQUENCE: i32 = 24;
+pub const LOGLANE_OUT_OF_ORDER_SEQUENCE: i32 = 25;
 /// The producer epoch is older than the partition's. Answer the client.
-pub const LOGLANE_PRODUCER_FENCED: i32 = 25;
+pub const LOGLANE_PRODUCER_FENCED: i32 = 26;
 /// A producer's batch leaves out its open transaction. Answer the client.
-pub const LOGLANE_INVALID_TRANSACTION_STATE: i32 = 26;
+pub const LOGLANE_INVALID_TRANSACTION_STATE: i32 = 27;
 /// The coordinator epoch is older than the partition's. Answer the coordinator.
-pub const LOGLANE_COORDINATOR_FENCED: i32 = 27;
+pub const LOGLANE_COORDINATOR_FENCED: i32 = 28;
 
 /// Bytes of a message, its NUL included.
 pub const LOGLANE_MESSAGE_BYTES: usize = 512;
@@ -212,6 +214,7 @@ mod tests {
             LOGLANE_INVALID_HANDLE,
             LOGLANE_INVALID_ARGUMENT,
             LOGLANE_PANIC,
+            LOGLANE_TRUNCATED,
             LOGLANE_OUT_OF_ORDER_SEQUENCE,
             LOGLANE_PRODUCER_FENCED,
             LOGLANE_INVALID_TRANSACTION_STATE,

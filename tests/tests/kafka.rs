@@ -213,7 +213,11 @@ fn described(partition: &Partition) -> String {
 /// The offsets that a read-committed consumer is shown, by the rule of its protocol: from its first
 /// offset to its marker, an aborted transaction's batches are left out.
 fn committed(partition: &Partition) -> Vec<i64> {
-    let options = FetchOptions { max_bytes: 200_000, isolation: Isolation::ReadCommitted };
+    let options = FetchOptions {
+        max_bytes: 200_000,
+        isolation: Isolation::ReadCommitted,
+        ..FetchOptions::default()
+    };
     let (mut offsets, mut next) = (Vec::new(), 0);
     loop {
         let lease = partition.fetch(Offset(next), &options).unwrap();

@@ -9,7 +9,7 @@
 )]
 
 use loglane::format::Batches;
-use loglane::{Config, Engine, FetchOptions, Isolation, Offset, Partition};
+use loglane::{Config, Engine, FetchOptions, Isolation, Offset, OffsetQuery, Partition};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -90,8 +90,9 @@ fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32,
             let (_, batch) = Batches::new(&bytes).next().unwrap().unwrap();
             let header = batch.header();
             assert!(header.base_offset <= offset && offset <= header.last_offset());
-            let by_time = partition.offset_for_timestamp(1_000_000 + offset).unwrap();
-            assert_eq!(by_time, Some((Offset(offset), 1_000_000 + offset)));
+            let query = OffsetQuery::At(1_000_000 + offset);
+            let by_time = partition.list_offset(query, Isolation::LogEnd).unwrap().unwrap();
+            assert_eq!((by_time.offset.0, by_time.timestamp), (offset, Some(1_000_000 + offset)));
         }
         segments += partition.stat().segments;
         ends.insert(number, end);
@@ -107,7 +108,7 @@ fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32,
 }
 
 fn small() -> FetchOptions {
-    FetchOptions { max_bytes: 1, isolation: Isolation::LogEnd }
+    FetchOptions { max_bytes: 1, isolation: Isolation::LogEnd, ..FetchOptions::default() }
 }
 
 fn read_dense(partition: &Partition) -> i64 {

@@ -12,7 +12,10 @@ use clap::Args;
 use format::{Format, Printer};
 use loglane::format::Batch;
 use loglane::inspect::{LogWalk, Step};
-use loglane::{Error, FetchOptions, Lease, Offset, PartitionView, TopicPartition, View, inspect};
+use loglane::{
+    Error, FetchOptions, Isolation, Lease, Offset, OffsetQuery, PartitionView, TopicPartition,
+    View, inspect,
+};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -113,8 +116,9 @@ impl Consume {
             return Ok(offset);
         }
         if let Some(timestamp) = self.timestamp {
-            return match partition.offset_for_timestamp(timestamp) {
-                Ok(found) => Ok(found.map_or(end, |(offset, _)| offset.0)),
+            let query = OffsetQuery::At(timestamp);
+            return match partition.list_offset(query, Isolation::HighWatermark) {
+                Ok(found) => Ok(found.map_or(end, |found| found.offset.0)),
                 Err(Error::Damaged { path, position, offset, next_offset, fault }) => {
                     reader.report(&path, position, offset.0, next_offset.0, &fault.to_string());
                     Ok(next_offset.0.min(end))

@@ -10,6 +10,7 @@
 //!
 //! Time is read from a [`Clock`], so that a simulated run can be replayed.
 
+mod alive;
 mod buffer;
 mod clock;
 mod lock;
@@ -25,6 +26,7 @@ mod suite;
 mod wake;
 mod writeback;
 
+pub(crate) use alive::{Alive, check_alive, remove_alive};
 pub use buffer::Buffer;
 pub use clock::{Clock, SystemClock};
 pub use lock::DirLock;
@@ -108,6 +110,11 @@ pub trait Disk: Send + Sync + Debug {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Renames a file or directory, replacing a file of that name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name in the same file system. `Unsupported` where that cannot be.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let _ = (from, to);
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory and all below it.
@@ -127,6 +134,9 @@ pub trait Disk: Send + Sync + Debug {
     /// Which backend this is, and why it was picked.
     fn backend(&self) -> &Backend;
 }
+
+/// Bytes that a copy through memory moves at a time.
+const COPY_BYTES: u64 = 1 << 20;
 
 /// An open file. Positions and lengths are bytes.
 pub trait File: Send + Sync + Debug {
@@ -158,6 +168,21 @@ pub trait File: Send + Sync + Debug {
     #[cfg(test)]
     fn simulated(&self) -> Option<u64> {
         None
+    }
+
+    /// Copies the first `length` bytes of another file to the same place in this one.
+    fn copy_from(&self, from: &dyn File, length: u64) -> io::Result<()> {
+        let mut position = 0;
+        let mut buffer = vec![0; usize::try_from(length.min(COPY_BYTES)).unwrap_or_default()];
+        while position < length {
+            let most = usize::try_from(length - position).unwrap_or(usize::MAX);
+            let part = most.min(buffer.len());
+            let part = buffer.get_mut(..part).unwrap_or_default();
+            from.read_exact_at(part, position)?;
+            self.write_all_at(part, position)?;
+            position += part.len() as u64;
+        }
+        Ok(())
     }
 
     /// Reads exactly `buf.len()` bytes, or fails with `UnexpectedEof`.

@@ -144,6 +144,10 @@ impl Disk for StdDisk {
         fs::rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -252,6 +256,21 @@ impl File for StdFile {
     fn allocate(&self, len: u64) -> io::Result<()> {
         let flags = rustix::fs::FallocateFlags::empty();
         Ok(retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, 0, len))?)
+    }
+
+    fn copy_from(&self, from: &dyn File, length: u64) -> io::Result<()> {
+        let Some(from) = from.fd() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let (mut at, mut to) = (0, 0);
+        while at < length {
+            let most = usize::try_from(length - at).unwrap_or(usize::MAX);
+            // The kernel copies, or shares the blocks where the file system can.
+            match rustix::fs::copy_file_range(from, Some(&mut at), &self.0, Some(&mut to), most) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

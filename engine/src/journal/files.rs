@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
-use crate::io::{BLOCK_BYTES, Disk, FileRef, OpenMode};
+use crate::io::{BLOCK_BYTES, Disk, FileRef, OpenMode, check_alive};
 use std::path::{Path, PathBuf};
 
 /// Files of one lane: one that is written, others that wait for their checkpoint. The more, the less
@@ -61,7 +61,8 @@ pub(crate) fn create_files(
     let made: Result<Vec<FileRef>> =
         (0..FILES).map(|n| create_file(disk, &path(dir, session, lane, n), file_bytes)).collect();
     let synced = made.and_then(|files| {
-        disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        let synced = disk.sync_dir(dir).and_then(|()| check_alive(disk, dir));
+        synced.map_err(|e| Error::io("sync", dir, e))?;
         Ok(files)
     });
     if synced.is_err() {

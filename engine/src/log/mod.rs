@@ -16,29 +16,35 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod epochs;
 mod journalled;
 mod lease;
+mod list;
 mod offsets;
 mod producers;
 mod rebuild;
+mod reset;
 mod rewrite;
 mod roll;
 mod shared;
 mod sync;
 mod truncate;
+mod watchers;
 mod write;
 
 pub(crate) use epochs::Epochs;
 pub(crate) use journalled::Ahead;
 pub use lease::{Lease, LeaseRange};
+pub use list::{ListedOffset, OffsetQuery};
 pub(crate) use offsets::Offsets;
 pub(crate) use rebuild::Trust;
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
-pub use shared::{FetchOptions, Isolation};
+pub use shared::{FetchOptions, Isolation, Verify};
 pub(crate) use sync::SyncOutcome;
 pub(crate) use truncate::CutPoint;
+pub(crate) use watchers::{Watcher, Watchers};
 pub(crate) use write::{AppendOrigin, AppendRequest, Staged, Staging, WriteOutcome};
 
 use crate::error::{Error, Result};

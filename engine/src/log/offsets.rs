@@ -135,6 +135,17 @@ impl Offsets {
         self.log_end.store(offset, Ordering::Release);
     }
 
+    /// The log is empty and begins at `offset`, which may be anywhere.
+    pub(crate) fn reset(&self, offset: i64) {
+        // Down to where both can be, then up: at no moment is one past another that bounds it.
+        self.truncate(offset.min(self.log_end.load(Ordering::Relaxed)));
+        for each in
+            [&self.log_end, &self.high_watermark, &self.durable, &self.synced, &self.log_start]
+        {
+            each.store(offset, Ordering::Release);
+        }
+    }
+
     /// Moves the high watermark up to `offset`, or to the log end if that is lower. Returns where
     /// it is now.
     pub(crate) fn advance_high_watermark(&self, offset: i64) -> i64 {
@@ -202,6 +213,18 @@ mod tests {
         assert_eq!(offsets.last_stable(), 30, "the beginning of the transaction is deleted");
         offsets.set_first_unstable(None);
         assert_eq!(offsets.last_stable(), 50);
+    }
+
+    #[test]
+    fn a_reset_begins_anywhere() {
+        for to in [0, 40, 500] {
+            let offsets = Offsets::new(20, 90, 100, 80, 60);
+            offsets.truncate(20);
+            offsets.reset(to);
+            let expected =
+                OffsetSnapshot { log_start: to, high_watermark: to, log_end: to, durable: to };
+            assert_eq!((offsets.snapshot(), offsets.synced()), (expected, to));
+        }
     }
 
     #[test]

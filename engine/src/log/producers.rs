@@ -10,7 +10,7 @@
 //! has seen a last stable offset finds every aborted transaction below it.
 //!
 //! Files are made from the log and can be made again: `.txnindex` gets its entry when a transaction is
-//! aborted, is complete when its segment is sealed, and is synced with it; a snapshot is taken at each
+//! aborted, is complete when its segment is sealed, and goes with every sync that covers a marker in it; a snapshot is taken at each
 //! roll, at the close, and now and then between, so that who opens the directory after a kill reads
 //! little. `log/rebuild.rs` says which of them a start believes.
 
@@ -44,6 +44,8 @@ pub(super) struct LogProducers {
     aborted: Option<AbortedWriter>,
     /// How many of them its file has.
     aborted_on_disk: usize,
+    /// No sync has that file yet: the recovery point must not pass a marker whose entry is not on disk.
+    aborted_is_unsynced: bool,
     /// Log end offset of the newest snapshot.
     newest_snapshot: i64,
     /// That snapshot, if no segment begins there: the next one replaces it.
@@ -59,6 +61,7 @@ impl LogProducers {
             state: rebuilt.producers,
             aborted: rebuilt.active_aborted,
             aborted_on_disk: rebuilt.active_aborted_on_disk,
+            aborted_is_unsynced: rebuilt.active_aborted_on_disk > 0,
             newest_snapshot: rebuilt.newest_snapshot,
             stray: rebuilt.stray,
             newest_is_unsynced: rebuilt.newest_is_unsynced,
@@ -79,6 +82,8 @@ impl LogShared {
         let mut transactions = self.transactions();
         transactions.on_high_watermark(high_watermark);
         self.offsets.set_first_unstable(transactions.first_unstable());
+        drop(transactions);
+        self.watchers.notify();
         high_watermark
     }
 
@@ -260,6 +265,7 @@ impl Log {
         }
         shared.offsets.set_first_unstable(transactions.first_unstable());
         drop(transactions);
+        shared.watchers.notify();
         if any_aborted && let Err(error) = self.write_aborted() {
             // Complete in memory; the seal writes what the file lacks, or fails.
             tracing::warn!(partition = %shared.name, %error, "transaction index not written");
@@ -284,16 +290,20 @@ impl Log {
         }
     }
 
-    /// Appends to the active segment's `.txnindex` what it lacks. Gives the file if the segment has
-    /// entries at all.
+    /// Appends to the active segment's `.txnindex` what it lacks. Gives the file if a sync has to take
+    /// it along.
     fn write_aborted(&mut self) -> Result<Option<FileRef>> {
         let Some(entries) = AbortedEntries::of(&self.active.segment) else { return Ok(None) };
+        if entries.len() == self.producers.aborted_on_disk && !self.producers.aborted_is_unsynced {
+            return Ok(None);
+        }
         let base = self.active.segment.base_offset();
         let path = names::path(&self.shared.dir, base, names::TXN_INDEX);
         let done = self.producers.aborted_on_disk;
         let position = (done * ABORTED_BYTES) as u64;
         let bytes = encode_aborted(entries.from(done));
         let file = super::write_index(self.disk.as_ref(), &path, &bytes, position)?;
+        self.producers.aborted_is_unsynced = true;
         if done == 0 {
             self.sync.names_changed();
         }
@@ -301,10 +311,12 @@ impl Log {
         Ok(Some(file))
     }
 
-    /// Completes the active segment's `.txnindex`; the next sync takes it along.
+    /// Completes the active segment's `.txnindex`; the next sync takes it along. At a roll, and before
+    /// each sync.
     pub(super) fn seal_aborted(&mut self) -> Result<()> {
         if let Some(file) = self.write_aborted()? {
             self.sync.file_written(self.active.segment.base_offset(), file);
+            self.producers.aborted_is_unsynced = false;
         }
         Ok(())
     }
@@ -344,6 +356,7 @@ impl Log {
         self.active.segment.set_aborted(None);
         self.producers.aborted = None;
         self.producers.aborted_on_disk = 0;
+        self.producers.aborted_is_unsynced = false;
         self.producers.stray = self.producers.stray.filter(|stray| *stray != base);
     }
 

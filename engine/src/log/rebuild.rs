@@ -219,16 +219,14 @@ impl Rebuild<'_> {
             return;
         }
         let states = rebuilt.producers.states();
-        match write_snapshot(self.disk, &self.shared.dir, at, &states) {
-            Ok(file) => rebuilt.written.push((at, file)),
-            Err(error) => {
-                tracing::warn!(partition = %self.shared.name, %error, "no producer snapshot");
-                remove_snapshot(self.disk, &self.shared.dir, at);
-                return;
-            }
+        if let Err(error) = write_snapshot(self.disk, &self.shared.dir, at, &states) {
+            tracing::warn!(partition = %self.shared.name, %error, "no producer snapshot");
+            remove_snapshot(self.disk, &self.shared.dir, at);
+            return;
         }
         rebuilt.newest_snapshot = at;
-        rebuilt.newest_is_unsynced = false;
+        // A descriptor for the next sync, of each of many partitions, would cost more than it saves.
+        rebuilt.newest_is_unsynced = true;
         let stray = Some(at).filter(|at| !is_base(segments, *at));
         if let Some(before) = std::mem::replace(&mut rebuilt.stray, stray) {
             remove_snapshot(self.disk, &self.shared.dir, before);

@@ -44,6 +44,7 @@ impl Log {
         self.active.entries_on_disk = (0, 0);
         self.on_aborted_doubtful();
         self.sync_dir()?;
+        self.check_alive()?;
         tracing::warn!(
             partition = %self.shared.name, segments = sealed.len() + 1,
             "a sync failed; what it may have dropped is on disk in fresh files"
@@ -62,6 +63,13 @@ impl Log {
         self.shared.offsets.advance_synced(log_end);
         self.journalled.on_synced(log_end, Some(self.active.bytes));
         Ok(())
+    }
+
+    /// Fails if syncs of this log may have said yes and done nothing; see `io/alive.rs`.
+    pub(super) fn check_alive(&self) -> Result<()> {
+        let dir = self.shared.dir.parent().unwrap_or(&self.shared.dir);
+        let alive = crate::io::check_alive(self.disk.as_ref(), dir);
+        alive.map_err(|e| Error::io("change a name in", dir, e))
     }
 
     /// Notes for the next open that a sync failed.
@@ -89,6 +97,27 @@ impl Log {
             self.rewrite_index(segment)?;
         }
         renamed
+    }
+
+    /// Puts a copy of a segment's first bytes in its place: a branch has the same file, and must not
+    /// see it cut.
+    pub(super) fn make_own(&self, segment: &Segment, length: u32) -> Result<()> {
+        let path = segment.path();
+        let fresh_path = fresh_path(path);
+        let from = segment.file(&self.shared.open_files)?;
+        let fresh = self
+            .disk
+            .open(&fresh_path, OpenMode::CreateOrTruncate)
+            .map_err(|e| Error::io("create", &fresh_path, e))?;
+        let copied = fresh.copy_from(from.as_ref(), length.into());
+        let renamed = copied
+            .and_then(|()| fresh.sync_data())
+            .and_then(|()| self.disk.rename(&fresh_path, path));
+        if let Err(error) = renamed {
+            let _ = self.disk.remove_file(&fresh_path);
+            return Err(Error::io("copy", path, error));
+        }
+        self.sync_dir()
     }
 
     /// Copies a segment batch by batch and syncs the copy.

@@ -62,6 +62,19 @@ impl Log {
         }
         self.snapshot_before_roll(base_offset);
         let segment = self.create_next(base_offset)?;
+        let (old, old_file) = self.install(segment);
+        self.sync.segment_sealed(old, old_file);
+        self.journalled.on_rolled(base_offset);
+        let mut list = self.shared.segments.load().to_vec();
+        list.push(Arc::clone(&self.active.segment));
+        self.shared.segments.store(Arc::new(list));
+        tracing::debug!(partition = %self.shared.name, base_offset, "rolled");
+        Ok(())
+    }
+
+    /// Makes a new segment the active one. Gives the one before, with its file if that is open.
+    pub(super) fn install(&mut self, segment: NewSegment) -> (Arc<Segment>, Option<FileRef>) {
+        let base_offset = segment.shared.base_offset();
         let old = std::mem::replace(&mut self.active.segment, Arc::new(segment.shared));
         let old_file = self.active.file.replace(Arc::clone(&segment.file));
         let (index, writer) =
@@ -77,18 +90,12 @@ impl Log {
         self.active.written_back = 0;
         self.active.cut_back = false;
         self.on_producers_rolled();
-        self.sync.segment_sealed(old, old_file);
-        self.journalled.on_rolled(base_offset);
-        let mut list = self.shared.segments.load().to_vec();
-        list.push(Arc::clone(&self.active.segment));
-        self.shared.segments.store(Arc::new(list));
-        tracing::debug!(partition = %self.shared.name, base_offset, "rolled");
-        Ok(())
+        (old, old_file)
     }
 
     /// Creates the next segment, durably before it has a byte: a later one must not survive a power
     /// cut that takes this one.
-    fn create_next(&mut self, base_offset: i64) -> Result<NewSegment> {
+    pub(super) fn create_next(&mut self, base_offset: i64) -> Result<NewSegment> {
         let created = create_segment(self.disk.as_ref(), &self.shared.dir, base_offset);
         let created = created.and_then(|segment| match planted(Bug::NoDirectorySync) {
             true => Ok(segment),
@@ -204,6 +211,7 @@ pub(crate) fn create_segment(disk: &dyn Disk, dir: &Path, base_offset: i64) -> R
     let file = create(names::LOG)?;
     let path = names::path(dir, base_offset, names::LOG);
     let shared = Segment::new(path, base_offset, Vec::new());
+    shared.trust_from(0);
     shared.publish_tail(Tail { end_offset: base_offset, bytes: 0 });
     Ok(NewSegment { shared, file })
 }

@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+use super::check::Found;
 use super::epochs::Epochs;
 use super::lease::{Lease, LeaseRange};
-use super::offsets::Offsets;
+use super::offsets::{OffsetSnapshot, Offsets};
+use super::watchers::Watchers;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
-use crate::format::Batch;
+use crate::format::{Batch, BatchHeader};
 use crate::io::{FileRef, OpenMode};
 use crate::offset::Offset;
 use crate::producers::Transactions;
@@ -22,7 +24,7 @@ use crate::space::Space;
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
@@ -47,11 +49,29 @@ pub struct FetchOptions {
     pub max_bytes: u64,
     /// Up to which offset.
     pub isolation: Isolation,
+    /// Whether bytes are checked before they go out.
+    pub verify: Verify,
+}
+
+/// Whether a fetch checks the bytes it finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verify {
+    /// CRC and size of every batch, once since the directory was opened: what was appended or
+    /// recovered since is known to be whole, the rest is read once and remembered.
+    #[default]
+    Once,
+    /// Only the headers at the ends of a lease: for hosts whose readers check for themselves, and
+    /// would rather find damage late than read cold bytes twice.
+    Headers,
 }
 
 impl Default for FetchOptions {
     fn default() -> FetchOptions {
-        FetchOptions { max_bytes: 1 << 20, isolation: Isolation::default() }
+        FetchOptions {
+            max_bytes: 1 << 20,
+            isolation: Isolation::default(),
+            verify: Verify::default(),
+        }
     }
 }
 
@@ -68,6 +88,12 @@ pub(crate) struct LogShared {
     pub(crate) segments: ArcSwap<SegmentList>,
     pub(crate) epochs: ArcSwap<Epochs>,
     pub(crate) open_files: Arc<OpenFiles>,
+    /// The highest log end that a truncation since the open has cut away; −1 for none.
+    pub(crate) cut_from: AtomicI64,
+    /// Truncations begun since the open.
+    pub(crate) cuts: AtomicU64,
+    /// Who waits for records of it.
+    pub(crate) watchers: Watchers,
     /// The directory is ours: an index that had to be rebuilt is written back.
     pub(crate) writable: bool,
     /// The host's latest word on who leads; appends with an older epoch are fenced.
@@ -100,17 +126,10 @@ impl AtomicI32Max {
 impl LogShared {
     /// Finds the bytes from `offset` on.
     pub(crate) fn fetch(&self, offset: i64, options: &FetchOptions) -> Result<Lease> {
-        let last_stable = self.offsets.last_stable();
         let offsets = self.offsets.snapshot();
-        let (limit, end) = match options.isolation {
-            Isolation::HighWatermark => (offsets.high_watermark, offsets.high_watermark),
-            Isolation::LogEnd => (offsets.log_end, offsets.log_end),
-            // A transaction that is open before a consumer's offset only makes it wait.
-            Isolation::ReadCommitted => (last_stable, offsets.log_end),
-        };
-        if offset < offsets.log_start || offset > end {
-            return Err(self.out_of_range(offset, offsets.log_start, limit));
-        }
+        let last_stable = self.offsets.last_stable().min(offsets.high_watermark);
+        let limit = self.limit(options.isolation, &offsets);
+        self.check_range(offset, &offsets, range_end(options.isolation, limit, &offsets))?;
         let mut lease = Lease {
             ranges: Vec::new(),
             next_offset: offset,
@@ -125,7 +144,8 @@ impl LogShared {
         let mut budget = options.max_bytes;
         while lease.next_offset < limit {
             let Some(segment) = segments.get(at) else { break };
-            let found = self.range_in(segment, lease.next_offset, limit, budget, &lease.ranges);
+            let from = lease.next_offset;
+            let found = self.range_in(segment, from, limit, budget, options.verify, &lease.ranges);
             match found {
                 Ok(Some((range, next_offset))) => {
                     budget = budget.saturating_sub(range.length.into());
@@ -152,6 +172,35 @@ impl LogShared {
         Ok(lease)
     }
 
+    /// Refuses an offset that cannot be read from.
+    pub(super) fn check_range(
+        &self,
+        offset: i64,
+        offsets: &OffsetSnapshot,
+        limit: i64,
+    ) -> Result<()> {
+        if (offsets.log_start..=limit).contains(&offset) {
+            return Ok(());
+        }
+        if offset > offsets.log_end && offset <= self.cut_from.load(Ordering::Acquire) {
+            return Err(Error::Truncated {
+                partition: self.name.to_string(),
+                offset: Offset(offset),
+                log_end: Offset(offsets.log_end),
+            });
+        }
+        Err(self.out_of_range(offset, offsets.log_start, limit))
+    }
+
+    /// Where reads end.
+    pub(super) fn limit(&self, isolation: Isolation, offsets: &OffsetSnapshot) -> i64 {
+        match isolation {
+            Isolation::HighWatermark => offsets.high_watermark,
+            Isolation::LogEnd => offsets.log_end,
+            Isolation::ReadCommitted => self.offsets.last_stable().min(offsets.high_watermark),
+        }
+    }
+
     /// The stretch of `segment` from `offset` on, and the offset after it.
     fn range_in(
         &self,
@@ -159,18 +208,20 @@ impl LogShared {
         offset: i64,
         limit: i64,
         budget: u64,
+        verify: Verify,
         before: &[LeaseRange],
     ) -> Result<Option<(LeaseRange, i64)>> {
         let file = segment.file(&self.open_files)?;
         let tail = segment.tail();
-        let Some((start, first_end)) = self.locate(segment, &file, offset)? else {
+        let Some((start, first)) = self.locate(segment, &file, offset)? else {
             return Ok(None);
         };
+        let first_end = start + first.total_bytes() as u64;
         // The first batch of a fetch comes whole; later segments only if they fit.
         if first_end - start > budget && !before.is_empty() {
             return Ok(None);
         }
-        let mut end_max = u64::from(tail.bytes).min(first_end.max(start + budget));
+        let mut end_max = u64::from(tail.bytes).min(first_end.max(start.saturating_add(budget)));
         if let Some(damage) = segment.damage_after(start) {
             end_max = end_max.min(damage.position);
         }
@@ -183,6 +234,11 @@ impl LogShared {
         if end == start {
             return Ok(None);
         }
+        let mut found = Found { start, base_offset: first.base_offset, end, next_offset };
+        if verify == Verify::Once {
+            found = self.check(segment, &file, found)?;
+        }
+        let Found { end, next_offset, .. } = found;
         let (Ok(position), Ok(length)) = (u32::try_from(start), u32::try_from(end - start)) else {
             unreachable!("positions in a segment fit 31 bits")
         };
@@ -190,13 +246,13 @@ impl LogShared {
         Ok(Some((range, next_offset)))
     }
 
-    /// Start and end of the first batch whose last offset is at least `offset`.
+    /// Position and header of the first batch whose last offset is at least `offset`.
     pub(super) fn locate(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,
         offset: i64,
-    ) -> Result<Option<(u64, u64)>> {
+    ) -> Result<Option<(u64, BatchHeader)>> {
         let relative = u32::try_from((offset - segment.base_offset()).max(0)).unwrap_or(u32::MAX);
         let index = self.index(segment)?;
         let from = match index.entry_for_offset(relative) {
@@ -204,8 +260,7 @@ impl LogShared {
             // Nothing before it, or an entry that is not true: the walk from the start finds it.
             _ => 0,
         };
-        let found = segment.walk_to_offset(file, from, offset)?;
-        Ok(found.map(|(position, header)| (position, position + header.total_bytes() as u64)))
+        segment.walk_to_offset(file, from, offset)
     }
 
     /// True if a batch starts where the entry says, at or before the entry's offset: then a walk
@@ -276,7 +331,7 @@ impl LogShared {
     }
 
     /// The batch that ends exactly at `position`, found from the entry before it.
-    fn last_before(
+    pub(super) fn last_before(
         &self,
         segment: &Arc<Segment>,
         file: &FileRef,
@@ -351,8 +406,8 @@ impl LogShared {
     }
 
     /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
-    /// every record below the high watermark is older.
-    pub(crate) fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<(i64, i64)>> {
+    /// every record below `limit` is older.
+    pub(super) fn record_since(&self, timestamp: i64, limit: i64) -> Result<Option<(i64, i64)>> {
         let offsets = self.offsets.snapshot();
         let segments = self.segments.load_full();
         for segment in segments.iter() {
@@ -367,7 +422,7 @@ impl LogShared {
                 segment.base_offset() + i64::from(entry.relative_offset)
             });
             if let Some(found) = self.record_at_time(segment, from, timestamp)? {
-                return Ok(Some(found).filter(|(offset, _)| *offset < offsets.high_watermark));
+                return Ok(Some(found).filter(|(offset, _)| *offset < limit));
             }
         }
         Ok(None)
@@ -411,7 +466,14 @@ impl LogShared {
 
     /// Every damaged range that is known.
     pub(crate) fn damaged_ranges(&self) -> Vec<DamagedRange> {
-        self.segments.load().iter().flat_map(|s| s.damaged().to_vec()).collect()
+        let segments = self.segments.load();
+        segments.iter().flat_map(|s| s.damaged().iter().cloned().chain(s.found_damaged())).collect()
+    }
+
+    /// Remembers where the log ended before a truncation: readers who were there are told.
+    pub(crate) fn note_cut(&self, log_end: i64) {
+        self.cut_from.fetch_max(log_end, Ordering::AcqRel);
+        self.cuts.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn out_of_range(&self, offset: i64, log_start: i64, end: i64) -> Error {
@@ -421,6 +483,15 @@ impl LogShared {
             log_start: Offset(log_start),
             end: Offset(end),
         }
+    }
+}
+
+/// The greatest offset that may be asked for. A transaction that is open before a consumer's offset
+/// makes it wait; it has not read past an end.
+pub(super) fn range_end(isolation: Isolation, limit: i64, offsets: &OffsetSnapshot) -> i64 {
+    match isolation {
+        Isolation::ReadCommitted => offsets.log_end,
+        Isolation::HighWatermark | Isolation::LogEnd => limit,
     }
 }
 

@@ -50,10 +50,10 @@ struct Running {
 pub(crate) enum SyncOutcome {
     /// Others of the same sync are still under way.
     Pending,
-    /// The recovery point has moved, over so many bytes.
-    Synced { bytes: u64 },
+    /// The recovery point has moved.
+    Synced,
     /// The log takes no more appends.
-    Failed { bytes: u64 },
+    Failed,
 }
 
 impl SyncState {
@@ -127,6 +127,24 @@ impl Log {
         self.sync.bytes + self.sync.running.as_ref().map_or(0, |running| running.bytes)
     }
 
+    /// Files that are open because they are written to, or not synced.
+    pub(crate) fn files(&self) -> usize {
+        let sealed = self.sync.sealed.iter().filter(|(_, file)| file.is_some()).count();
+        let running = self.sync.running.as_ref().map_or(0, |running| running.operations);
+        usize::from(self.active.file.is_some()) + sealed + self.sync.index_files.len() + running
+    }
+
+    /// Closes the active segment's file, to be opened again by the next append. Not while it has
+    /// bytes that are not synced: a descriptor opened later might not be told that they failed.
+    pub(crate) fn release_file(&mut self) -> bool {
+        if self.is_unsynced() || self.is_syncing() || self.active.file.is_none() {
+            return false;
+        }
+        self.active.file = None;
+        self.active.segment.unpin_file(&self.shared.open_files);
+        true
+    }
+
     /// True if a sync would have something to do.
     pub(crate) fn is_unsynced(&self) -> bool {
         self.shared.offsets.synced() < self.shared.offsets.log_end() || !self.sync.sealed.is_empty()
@@ -137,6 +155,9 @@ impl Log {
     pub(crate) fn begin_sync(&mut self) -> Result<Vec<FileRef>> {
         debug_assert!(self.sync.running.is_none(), "one sync at a time");
         self.check_usable()?;
+        if !planted(Bug::AbortedUnsynced) {
+            self.seal_aborted()?;
+        }
         let up_to = self.shared.offsets.log_end();
         // What may fail comes first: from the first `take` on, forgetting a file would be a lie.
         let active = match self.sync.covered < up_to && self.active.bytes > 0 {
@@ -199,14 +220,13 @@ impl Log {
             return SyncOutcome::Pending;
         }
         let Some(mut running) = self.sync.running.take() else { return SyncOutcome::Pending };
-        let mut bytes = running.bytes;
         if running.failed && planted(Bug::SyncAgain) {
             let again = self.active.file.as_ref().map(|file| file.sync_data());
             running.failed = again.is_some_and(|result| result.is_err());
         }
         if running.failed {
             self.doubt();
-            bytes += std::mem::take(&mut self.sync.bytes);
+            self.sync.bytes = 0;
             self.sync.take_unsynced(&mut running.sealed);
             if let Err(error) = self.rewrite(&running.sealed) {
                 tracing::error!(
@@ -214,7 +234,7 @@ impl Log {
                     "what a failed sync may have dropped could not be written anew; appends stop"
                 );
                 self.failed = Some("sync");
-                return SyncOutcome::Failed { bytes };
+                return SyncOutcome::Failed;
             }
             running.up_to = self.shared.offsets.log_end();
             running.position = self.active.bytes;
@@ -226,7 +246,7 @@ impl Log {
         }
         self.shared.offsets.advance_synced(running.up_to);
         self.journalled.on_synced(running.up_to, self.active_position_of(&running));
-        SyncOutcome::Synced { bytes }
+        SyncOutcome::Synced
     }
 
     /// Where the end of a finished sync is in the segment that is active now.

@@ -22,6 +22,13 @@ pub(crate) struct CutPoint {
     position: u32,
 }
 
+impl CutPoint {
+    /// The beginning of the segment of this base offset.
+    pub(super) fn beginning(base_offset: i64) -> CutPoint {
+        CutPoint { offset: base_offset, segment_base: base_offset, position: 0 }
+    }
+}
+
 impl Log {
     /// Finds where a log that ends at `offset` ends in its files, and lowers the offsets to it.
     /// `None` if it ends there or before already. A batch that reaches past `offset` goes whole, and
@@ -46,10 +53,16 @@ impl Log {
         let found = segment.walk_to_offset(&file, 0, offset)?;
         let position = found.map_or(u64::from(segment.tail().bytes), |(position, _)| position);
         let position = u32::try_from(position).unwrap_or(u32::MAX);
+        self.lower(offset);
+        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
+    }
+
+    /// Nobody gets past `offset` from now on.
+    pub(super) fn lower(&mut self, offset: i64) {
+        self.shared.note_cut(self.shared.offsets.log_end());
         self.shared.offsets.lower(offset);
         self.sync.truncated(offset);
         self.journalled.cut(offset, None);
-        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
     }
 
     /// Hands the cut to the journal; to be durable before [`Log::finish_truncate`].
@@ -59,11 +72,12 @@ impl Log {
 
     /// Cuts the files. On an error the log takes no more appends: reopen, and truncate again.
     pub(crate) fn finish_truncate(&mut self, cut: &CutPoint) -> Result<()> {
-        let done = self.cut_files(cut);
+        let done = self.cut_files(cut).and_then(|()| self.check_alive());
         if done.is_err() {
             self.doubt();
             self.failed = Some("truncate");
         }
+        self.shared.watchers.notify();
         done
     }
 
@@ -77,6 +91,10 @@ impl Log {
         let Some(last) = list.pop() else { return Ok(()) };
         self.sync.forget(&last);
         let path = last.path().to_owned();
+        let stat = self.disk.stat(&path).map_err(|e| Error::io("look at", &path, e))?;
+        if stat.links > 1 {
+            self.make_own(&last, cut.position)?;
+        }
         let file = self
             .disk
             .open(&path, OpenMode::ReadWrite)
@@ -100,6 +118,9 @@ impl Log {
             super::write_index(self.disk.as_ref(), &path, &[], 0)?;
         }
         let segment = Segment::new(path, base, last.damaged().to_vec());
+        if scanner.position() == u64::from(cut.position) {
+            segment.trust_from(0);
+        }
         segment.set_index(index);
         segment.set_max_timestamp(writer.max_timestamp());
         segment.publish_tail(Tail { end_offset: cut.offset, bytes: cut.position });

@@ -425,6 +425,7 @@ impl Log {
         if self.shared.config.high_watermark == crate::config::HighWatermark::FollowsLogEnd {
             self.shared.offsets.advance_high_watermark(next_offset);
         }
+        self.shared.watchers.notify();
     }
 }
 

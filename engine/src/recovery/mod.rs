@@ -26,8 +26,8 @@ use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
-    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Trust, create_first,
-    create_segment, read_index, write_index,
+    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Trust, Watchers,
+    create_first, create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
 use crate::segment::{
@@ -39,7 +39,7 @@ use arc_swap::ArcSwap;
 use leftovers::{list_segments, remove_segment};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 /// How a directory is opened.
@@ -270,6 +270,9 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
         transactions: Mutex::default(),
+        cut_from: AtomicI64::new(-1),
+        cuts: AtomicU64::new(0),
+        watchers: Watchers::default(),
     })
 }
 
@@ -318,6 +321,7 @@ fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<()> {
 fn read_only_empty(opening: &Opening<'_>, base: i64) -> Split {
     let path = names::path(&opening.dir, base, names::LOG);
     let segment = Arc::new(Segment::new(path, base, Vec::new()));
+    segment.trust_from(0);
     let (index, writer) = IndexWriter::new(base, opening.config.index_interval_bytes);
     segment.set_index(index);
     let follow =
@@ -476,6 +480,7 @@ fn walk_tail(
         // A time index without its final entry: not from a clean close of this log.
         return Ok(None);
     }
+    segment.trust_from(u32::try_from(from).unwrap_or(u32::MAX));
     segment.set_max_timestamp(max_timestamp);
     segment.set_index(index);
     let tail = Tail { end_offset: scanner.next_offset(), bytes };
@@ -624,6 +629,7 @@ fn walk(
         damaged.extend(next.damage(opening, whole));
     }
     let segment = Segment::new(path, base, damaged);
+    segment.trust_from(0);
     segment.set_max_timestamp(writer.max_timestamp());
     segment.set_index(index);
     let tail = Tail { end_offset, bytes: whole };

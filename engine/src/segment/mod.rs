@@ -18,6 +18,7 @@ mod index;
 pub(crate) mod names;
 mod published;
 mod scan;
+mod verified;
 
 pub(crate) use files::OpenFiles;
 pub(crate) use index::{IndexWriter, OFFSET_ENTRY, OffsetEntry, SegmentIndex, TIME_ENTRY};
@@ -32,6 +33,7 @@ use files::FileSlot;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use verified::Verified;
 
 /// Where a segment ends, read in one piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +89,7 @@ pub(crate) struct Segment {
     retired: AtomicBool,
     /// In file order; noted before the segment is shared.
     damaged: Vec<DamagedRange>,
+    verified: Verified,
 }
 
 impl std::fmt::Debug for Segment {
@@ -109,6 +112,7 @@ impl Segment {
             leases: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
             damaged,
+            verified: Verified::new(),
         }
     }
 
@@ -144,6 +148,31 @@ impl Segment {
 
     pub(crate) fn damaged(&self) -> &[DamagedRange] {
         &self.damaged
+    }
+
+    /// Damage that checks have found since the segment was opened.
+    pub(crate) fn found_damaged(&self) -> Vec<DamagedRange> {
+        self.verified.damaged()
+    }
+
+    /// Notes damage; true if it was not known.
+    pub(crate) fn note_damage(&self, damage: DamagedRange) -> bool {
+        self.verified.note(damage)
+    }
+
+    /// Every batch from `position` on was checked, and so is what will be appended.
+    pub(crate) fn trust_from(&self, position: u32) {
+        self.verified.trust_from(position);
+    }
+
+    /// What of the bytes `[start, end)` was not checked since the open: first to last.
+    pub(crate) fn unchecked(&self, start: u32, end: u32) -> Option<(u32, u32)> {
+        self.verified.unchecked(start, end)
+    }
+
+    /// The batches in `[start, end)` were checked.
+    pub(crate) fn add_checked(&self, start: u32, end: u32) {
+        self.verified.add(start, end);
     }
 
     pub(crate) fn set_index(&self, index: SegmentIndex) {
@@ -216,6 +245,10 @@ impl Segment {
         self.leases.load(Ordering::Acquire)
     }
 
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
     /// Marks the segment as removed from its log.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
@@ -267,7 +300,7 @@ impl Segment {
     }
 
     /// Measures damage that a walk has run into at `position`: up to the next whole batch.
-    fn find_damage(
+    pub(crate) fn find_damage(
         &self,
         file: &FileRef,
         position: u64,
@@ -348,7 +381,7 @@ impl SegmentLease {
 
     /// True when the segment was deleted after the lease was taken. Its bytes can still be read.
     pub(crate) fn is_retired(&self) -> bool {
-        self.segment.retired.load(Ordering::Acquire)
+        self.segment.is_retired()
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::checkpoint::Share;
 use super::tick::{JournalWanted, Shard};
 use super::{Answers, AppendInfo, AppendReply, Mark, Promise, Reply, Slot, closed};
 use crate::error::{Error, Result};
@@ -9,6 +10,7 @@ use crate::io::{Done, Lane, Op};
 use crate::journal::{self, Availability, Journal, Stretch};
 use crate::log::{Ahead, AppendRequest, Log, SyncOutcome};
 use crate::offset::Offset;
+use crate::planted::{Bug, planted};
 use std::sync::atomic::Ordering;
 
 /// Marks the token of a frame; the rest is its sequence. Other tokens are partitions.
@@ -21,6 +23,8 @@ pub(super) struct Owned {
     pub(super) log: Box<Log>,
     pub(super) queue: Vec<AppendRequest<AppendReply>>,
     pub(super) waiters: Vec<Waiter>,
+    /// What is counted of it.
+    pub(super) share: Share,
 }
 
 /// Somebody who waits for an offset.
@@ -65,6 +69,10 @@ impl Ahead for Sink<'_> {
 }
 
 impl Owned {
+    pub(super) fn new(log: Box<Log>) -> Owned {
+        Owned { log, queue: Vec::new(), waiters: Vec::new(), share: Share::default() }
+    }
+
     /// True if somebody waits for more than the journal has or will have when its frames complete.
     fn wants_sync(&self) -> bool {
         self.waiters.iter().any(|waiter| match waiter.kind {
@@ -109,6 +117,7 @@ impl Shard {
             // Nothing was forgotten: it is tried again when somebody asks, or writes.
             Err(error) => fail_waiters(owned, &error, &mut self.answers),
         }
+        self.checkpoints.count(owned);
         answer_waiters(owned, &mut self.answers);
     }
 
@@ -117,6 +126,8 @@ impl Shard {
         let mut done = std::mem::take(&mut self.done);
         self.lane.reap(&mut done);
         let any = !done.is_empty();
+        // After all of them: one question answers for every sync that has come back.
+        let mut alive = None;
         for Done { token, result, buffer } in done.drain(..) {
             if token & FRAME_TOKEN != 0 {
                 let mut marks = std::mem::take(&mut self.marks);
@@ -130,6 +141,7 @@ impl Shard {
                     self.on_journal_lost(&error);
                 }
             } else if token != WRITEBACK_TOKEN {
+                let result = result.and_then(|()| self.still_writes(&mut alive));
                 self.on_synced(usize::try_from(token).unwrap_or(usize::MAX), result);
             }
         }
@@ -138,6 +150,23 @@ impl Shard {
             self.start_syncs();
         }
         any
+    }
+
+    /// Fails if syncs may have said yes and done nothing; see `io/alive.rs`.
+    fn still_writes(&mut self, alive: &mut Option<bool>) -> std::io::Result<()> {
+        let alive = alive.get_or_insert_with(|| match self.alive.check() {
+            _ if planted(Bug::SyncBelieved) => true,
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the file system has stopped writing; syncs count for nothing");
+                false
+            }
+        });
+        if *alive {
+            Ok(())
+        } else {
+            Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem))
+        }
     }
 
     fn on_mark(&mut self, slot: Slot, mark: journal::Mark) {
@@ -165,12 +194,17 @@ impl Shard {
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
         match owned.log.on_synced(result) {
             SyncOutcome::Pending => return,
-            SyncOutcome::Synced { bytes } => {
-                self.checkpoints.sync_ended(bytes);
+            SyncOutcome::Synced => {
+                self.checkpoints.sync_ended();
+                if self.checkpoints.is_short_of_files() {
+                    owned.log.release_file();
+                }
+                self.checkpoints.count(owned);
                 answer_waiters(owned, &mut self.answers);
             }
-            SyncOutcome::Failed { bytes } => {
-                self.checkpoints.sync_ended(bytes);
+            SyncOutcome::Failed => {
+                self.checkpoints.sync_ended();
+                self.checkpoints.count(owned);
                 if let Err(error) = owned.log.check_usable() {
                     fail_waiters(owned, &error, &mut self.answers);
                 }
@@ -200,6 +234,27 @@ impl Shard {
 
     /// Cuts a log at its end; see `log/truncate.rs` for the order.
     pub(super) fn truncate(&mut self, slot: Slot, to: i64) -> Result<i64> {
+        self.before_cut(slot)?;
+        let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
+            return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
+        };
+        self.undo_in_journal(slot, &cut)?;
+        self.with_log(slot, |log| {
+            log.finish_truncate(&cut)?;
+            Ok(log.shared.offsets.log_end())
+        })
+    }
+
+    /// Begins a log anew; see `log/reset.rs`.
+    pub(super) fn reset(&mut self, slot: Slot, to: i64) -> Result<i64> {
+        self.before_cut(slot)?;
+        let cut = self.with_log(slot, |log| log.begin_reset(to))?;
+        self.undo_in_journal(slot, &cut)?;
+        self.with_log(slot, |log| log.finish_reset(to).map(|()| to))
+    }
+
+    /// Lets what is under way finish, and sees to it that the journal can undo what it has.
+    fn before_cut(&mut self, slot: Slot) -> Result<()> {
         self.write_dirty(true);
         self.settle(slot);
         if self.journal.has_files() && self.journal.availability() == Availability::Off {
@@ -211,17 +266,16 @@ impl Shard {
         if self.old_journals.load(Ordering::Acquire) && !self.journal.has_files() {
             self.make_journal_now()?;
         }
-        let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
-            return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
-        };
+        Ok(())
+    }
+
+    /// Has the lowered offsets and the cut on disk before any file changes.
+    fn undo_in_journal(&mut self, slot: Slot, cut: &crate::log::CutPoint) -> Result<()> {
         (self.store_recovery_points)()?;
         if self.journal.has_files() {
-            self.journal_truncation(slot, &cut)?;
+            self.journal_truncation(slot, cut)?;
         }
-        self.with_log(slot, |log| {
-            log.finish_truncate(&cut)?;
-            Ok(log.shared.offsets.log_end())
-        })
+        Ok(())
     }
 
     /// Waits for journal files: what earlier sessions left in theirs can be undone only there.

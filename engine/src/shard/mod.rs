@@ -23,11 +23,12 @@ mod mailbox;
 mod spin;
 mod tick;
 
+pub(crate) use checkpoint::{Outstanding, OutstandingMax};
 pub(crate) use completion::{Answers, Promise, Reply, pending};
 pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pending};
 
 use crate::error::{Error, Result};
-use crate::io::{Clock, Lane, Waker};
+use crate::io::{Alive, Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
@@ -53,6 +54,7 @@ pub(crate) enum Message {
     Wait(Slot, Mark, Offset, Promise<Offset>),
     DeleteRecords(Slot, Offset, Promise<Offset>),
     Truncate(Slot, Offset, Promise<Offset>),
+    Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
     Producers(Slot, Promise<Vec<ProducerState>>),
     /// Closes a partition; the shard forgets it.
@@ -220,15 +222,16 @@ pub(crate) struct Setup {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) mailbox_requests_max: usize,
     pub(crate) inflight_bytes_max: u64,
-    /// Appends wait when more than this is in the segments of all shards and not synced.
-    pub(crate) unsynced_bytes_max: u64,
-    /// How much that is.
-    pub(crate) unsynced_bytes: Arc<AtomicU64>,
+    /// Appends wait when all shards together have more than this.
+    pub(crate) outstanding_max: OutstandingMax,
+    pub(crate) outstanding: Arc<Outstanding>,
     pub(crate) checkpoint_interval: Duration,
     /// Of this open of the directory.
     pub(crate) session: u64,
     /// Journals of earlier sessions are there, which a crash would replay.
     pub(crate) old_journals: Arc<AtomicBool>,
+    /// Tells whether syncs can be believed.
+    pub(crate) alive: Alive,
     pub(crate) retired: RetiredSink,
     pub(crate) make_journal: JournalMaker,
     pub(crate) store_recovery_points: StoreRecoveryPoints,

@@ -11,7 +11,7 @@ use super::{
     Promise, RetiredSink, Setup, Slot, StoreRecoveryPoints, closed,
 };
 use crate::error::Result;
-use crate::io::{Clock, Done, Lane, Op};
+use crate::io::{Alive, Clock, Done, Lane, Op};
 use crate::journal::{Availability, Journal};
 use crate::log::{Ahead, AppendRequest, Log, Staged, Staging, WriteOutcome};
 use crate::offset::{LeaderEpoch, Offset};
@@ -61,7 +61,9 @@ pub(crate) struct Shard {
     pub(super) cut_due: Vec<Slot>,
     pub(super) staging: Staging<AppendReply>,
     /// Partitions with something in it.
-    staged: Vec<(Slot, Staged)>,
+    pub(super) staged: Vec<(Slot, Staged)>,
+    /// Partitions written to in this turn.
+    pub(super) writes: usize,
     outcomes: Vec<WriteOutcome<AppendReply>>,
     pub(super) answers: Answers,
     pub(super) done: Vec<Done>,
@@ -71,6 +73,7 @@ pub(crate) struct Shard {
     pub(super) journal_wanted: JournalWanted,
     pub(super) checkpoints: Checkpoints,
     pub(super) old_journals: Arc<AtomicBool>,
+    pub(super) alive: Alive,
     inflight_bytes: Arc<AtomicU64>,
     gauges: Arc<Gauges>,
     retired: RetiredSink,
@@ -111,6 +114,7 @@ impl Shard {
             cut_due: Vec::new(),
             staging: Staging::default(),
             staged: Vec::new(),
+            writes: 0,
             outcomes: Vec::new(),
             answers: Answers::default(),
             done: Vec::new(),
@@ -118,12 +122,13 @@ impl Shard {
             journal,
             journal_wanted: JournalWanted::No,
             checkpoints: Checkpoints::new(
-                setup.unsynced_bytes_max,
-                setup.unsynced_bytes,
+                setup.outstanding_max,
+                setup.outstanding,
                 setup.checkpoint_interval,
                 now,
             ),
             old_journals: setup.old_journals,
+            alive: setup.alive,
             inflight_bytes,
             gauges,
             retired: setup.retired,
@@ -166,18 +171,19 @@ impl Shard {
 
     /// One turn; true if there was anything to do.
     pub(crate) fn tick(&mut self) -> bool {
+        self.writes = 0;
         let taken = self.take_messages();
         self.take_journal_files();
         self.write_dirty(false);
         self.journal_cuts();
         let finished = self.reap();
-        let synced = self.checkpoint(taken > 0 || finished);
+        let synced = self.checkpoint(taken > 0 || finished || self.writes > 0);
         self.start_syncs();
         self.answers.deliver();
         if taken > 0 || finished || synced {
             self.tell();
         }
-        taken > 0 || finished
+        taken > 0 || finished || self.writes > 0 && !self.dirty.is_empty()
     }
 
     /// Handles what the mailbox has; how many.
@@ -230,6 +236,10 @@ impl Shard {
                 let result = self.truncate(slot, to.0);
                 promise.answer(result.map(Offset));
             }
+            Message::Reset(slot, to, promise) => {
+                let result = self.reset(slot, to.0);
+                promise.answer(result.map(Offset));
+            }
             Message::Roll(slot, promise) => {
                 let result = self.with_log(slot, |log| {
                     log.check_usable()?;
@@ -261,9 +271,10 @@ impl Shard {
         if self.logs.len() <= slot {
             self.logs.resize_with(slot + 1, || None);
         }
-        self.checkpoints.changed(0, log.unsynced_bytes());
+        let mut owned = Owned::new(log);
+        self.checkpoints.count(&mut owned);
         if let Some(place) = self.logs.get_mut(slot) {
-            *place = Some(Owned { log, queue: Vec::new(), waiters: Vec::new() });
+            *place = Some(owned);
         }
     }
 
@@ -323,9 +334,8 @@ impl Shard {
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else {
             return Err(closed());
         };
-        let before = owned.log.unsynced_bytes();
         let result = f(&mut owned.log);
-        self.checkpoints.changed(before, owned.log.unsynced_bytes());
+        self.checkpoints.count(owned);
         let retired = owned.log.take_retired();
         if !retired.is_empty() {
             (self.retired)(retired);
@@ -387,10 +397,8 @@ impl Shard {
         self.for_disk_bytes -= for_disk.map(|request| request.reply.bytes).sum::<u64>();
         let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
         let ahead: Option<&mut dyn Ahead> = if ready { Some(&mut sink) } else { None };
-        let before = owned.log.unsynced_bytes();
         let requests = owned.queue.drain(..);
         let staged = owned.log.stage(requests, &mut self.staging, ahead, &mut self.outcomes);
-        self.checkpoints.changed(before, owned.log.unsynced_bytes());
         self.staged.push((slot, staged));
         self.take_outcomes(slot);
         if self.staging.is_full() {
@@ -408,9 +416,9 @@ impl Shard {
         let mut all = std::mem::take(&mut self.staged);
         for (slot, staged) in all.drain(..) {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
-            let before = owned.log.unsynced_bytes();
+            self.writes += 1;
             owned.log.finish(staged, &mut self.staging, &mut self.outcomes);
-            self.checkpoints.changed(before, owned.log.unsynced_bytes());
+            self.checkpoints.count(owned);
             if owned.log.wants_cut() {
                 self.cut_due.push(slot);
             }
@@ -511,7 +519,7 @@ impl Shard {
 
     fn forget(&mut self, slot: Slot) {
         if let Some(mut owned) = self.logs.get_mut(slot).and_then(Option::take) {
-            self.checkpoints.changed(owned.log.unsynced_bytes(), 0);
+            self.checkpoints.discount(&mut owned);
             fail_waiters(&mut owned, &closed(), &mut self.answers);
         }
     }

@@ -133,7 +133,9 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if matches!(bug, Bug::SyncAgain | Bug::KeepStagedProducers | Bug::SnapshotPastSynced) {
+        let by_faults =
+            [Bug::SyncAgain, Bug::SyncBelieved, Bug::KeepStagedProducers, Bug::SnapshotPastSynced];
+        if by_faults.contains(&bug) {
             plan.faults = 20_000;
         }
         live(plan).is_err()
@@ -149,10 +151,12 @@ fn each_planted_bug_is_caught() {
         Bug::NoDirectorySync,
         Bug::FramesOutOfOrder,
         Bug::SyncAgain,
+        Bug::SyncBelieved,
         Bug::KeepStagedProducers,
         Bug::SnapshotPastLogEnd,
         Bug::SnapshotPastSynced,
         Bug::ForgetAborted,
+        Bug::AbortedUnsynced,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

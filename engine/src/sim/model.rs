@@ -226,7 +226,7 @@ impl Model {
 fn read_all(partition: &Partition, start: i64, end: i64) -> Result<Vec<Stored>, String> {
     let mut found: Vec<Stored> = Vec::new();
     let mut offset = start;
-    let options = FetchOptions { max_bytes: 1 << 20, isolation: Isolation::LogEnd };
+    let options = FetchOptions { isolation: Isolation::LogEnd, ..FetchOptions::default() };
     while offset < end {
         let lease = match partition.fetch(Offset(offset), &options) {
             Ok(lease) => lease,

@@ -136,7 +136,7 @@ impl Oracle {
     fn read(partition: &Partition, start: i64, end: i64) -> Result<Oracle, String> {
         let mut oracle = Oracle::default();
         let mut offset = start;
-        let options = FetchOptions { max_bytes: 1 << 20, isolation: Isolation::LogEnd };
+        let options = FetchOptions { isolation: Isolation::LogEnd, ..FetchOptions::default() };
         while offset < end {
             let lease = partition.fetch(Offset(offset), &options).map_err(|e| e.to_string())?;
             let bytes = lease.to_vec().map_err(|e| e.to_string())?;

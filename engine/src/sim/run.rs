@@ -92,6 +92,10 @@ macro_rules! say {
     };
 }
 
+fn knobs() -> Knobs {
+    Knobs { short_writes: 20_000, ..Knobs::default() }
+}
+
 /// What ends a stretch of work: an I/O error that the crash, or a planned fault, brought about.
 type Step = Result<(), String>;
 
@@ -99,7 +103,7 @@ impl Life {
     pub(super) fn new(plan: Plan) -> Life {
         let world = SimWorld::new(plan.seed);
         world.make_dir_all(DIR);
-        world.set_knobs(Knobs { short_writes: 20_000, ..Knobs::default() });
+        world.set_knobs(knobs());
         let partitions = plan.partitions as usize;
         Life {
             plan,
@@ -242,6 +246,9 @@ impl Life {
         let rate = self.plan.faults;
         let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
         self.world.set_fault_rates(rates);
+        // Out of which only a reboot leads.
+        let aborts = died == Died::Machine && self.rng.below(4) == 0;
+        self.world.set_knobs(Knobs { aborts, ..knobs() });
         let at = match self.plan.cut_at {
             Some(at) => at,
             None => self.world.ios() + self.rng.below(u64::from(self.plan.operations) * 6),
@@ -260,6 +267,7 @@ impl Life {
         self.seen.crashes += 1;
         self.drop_engine();
         self.world.crash(kind);
+        self.world.set_knobs(knobs());
         say!(self, "crashed: {died:?}");
         died
     }

@@ -33,7 +33,8 @@ pub fn value(i: i64, bytes: usize) -> Vec<u8> {
 
 /// Reads records from `offset` to the end and checks that each key names its own offset.
 pub fn read_dense(partition: &Partition, mut offset: i64, max_bytes: u64) -> i64 {
-    let options = FetchOptions { max_bytes, isolation: Isolation::LogEnd };
+    let options =
+        FetchOptions { max_bytes, isolation: Isolation::LogEnd, ..FetchOptions::default() };
     loop {
         let lease = partition.fetch(Offset(offset), &options).unwrap();
         if lease.is_empty() {

@@ -59,7 +59,13 @@ fn error<T>(result: Sys<T>) -> io::Result<T> {
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<FileRef> {
         let now_ms = self.shared.now_ms();
-        let ino = self.whole(Call::Open, path, |state, path| state.open(path, mode, now_ms))?;
+        let ino = self.whole(Call::Open, path, |state, path| {
+            let creates = matches!(mode, OpenMode::CreateNew | OpenMode::CreateOrTruncate);
+            match state.aborted && creates {
+                true => Err(libc::EROFS),
+                false => state.open(path, mode, now_ms),
+            }
+        })?;
         let shared = Arc::clone(&self.shared);
         Ok(Arc::new(SimFile { shared, epoch: self.epoch, ino, mode }))
     }

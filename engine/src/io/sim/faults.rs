@@ -35,6 +35,9 @@ pub(crate) struct Knobs {
     pub(crate) lying_dir_syncs: bool,
     /// Durable writes only reach the page cache.
     pub(crate) lying_durable_writes: bool,
+    /// The first sync that fails stops the file system, as ext4 is stopped by a failed write of its
+    /// journal: metadata changes no more, and syncs fail or say yes and do nothing.
+    pub(crate) aborts: bool,
 }
 
 impl Default for Knobs {
@@ -46,6 +49,7 @@ impl Default for Knobs {
             lying_syncs: false,
             lying_dir_syncs: false,
             lying_durable_writes: false,
+            aborts: false,
         }
     }
 }

@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) boots: u64,
     /// Set from the fatal call until the crash.
     pub(super) dead: Option<CrashKind>,
+    /// The file system has stopped writing; see [`Knobs::aborts`].
+    pub(super) aborted: bool,
     /// Never used again for another file, so that old handles and traces mean what they meant.
     pub(super) inodes: Vec<Inode>,
     /// The number of the last change, over all files.
@@ -96,6 +98,7 @@ impl State {
             epoch: 0,
             boots: 0,
             dead: None,
+            aborted: false,
             inodes: vec![root],
             number: 0,
             plan: Plan::new(),
@@ -124,7 +127,22 @@ impl State {
         let index = self.stats.ios;
         self.stats.ios += 1;
         self.trace.push(index, call, subject, position, len);
-        let (fate, kind) = self.plan.fate(index, call, &mut self.rng);
+        let (mut fate, kind) = self.plan.fate(index, call, &mut self.rng);
+        if matches!(call, Call::Sync | Call::SyncDir | Call::LaneSync) {
+            self.aborted |= self.knobs.aborts && fate == Fate::Fails(EIO);
+        }
+        let changes_names = matches!(
+            call,
+            Call::SetLen
+                | Call::Allocate
+                | Call::CreateDir
+                | Call::Rename
+                | Call::RemoveFile
+                | Call::RemoveDirAll
+        );
+        if self.aborted && changes_names && fate == Fate::Works {
+            fate = Fate::Fails(libc::EROFS);
+        }
         match fate {
             Fate::Works => {}
             Fate::Fails(errno) => {
@@ -411,6 +429,7 @@ impl State {
         self.dead = None;
         self.plan.forget();
         if kind == CrashKind::Power {
+            self.aborted = false;
             self.cut_power();
         }
     }

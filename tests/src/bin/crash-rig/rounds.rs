@@ -56,8 +56,8 @@ pub(crate) struct Rounds {
     writer_flags: Vec<&'static str>,
     promises: BTreeMap<u32, Promise>,
     cuts_on_image: u64,
-    /// The disk has answered with errors in this round.
-    is_sick: bool,
+    /// How the disk has answered with errors in this round.
+    sick: Option<Health>,
     pub(crate) sums: Sums,
 }
 
@@ -70,7 +70,7 @@ impl Rounds {
             writer_flags,
             promises: BTreeMap::new(),
             cuts_on_image: 0,
-            is_sick: false,
+            sick: None,
             sums: Sums::default(),
         }
     }
@@ -85,7 +85,7 @@ impl Rounds {
         if self.sums.cuts == 0 || self.cuts_on_image >= CUTS_PER_IMAGE {
             self.fresh()?;
         }
-        self.is_sick = false;
+        self.sick = None;
         if self.random.one_in(8) {
             // What the killed process wrote is in the page cache only; the recovery that takes it
             // for part of the log must make it durable before it says so.
@@ -102,7 +102,7 @@ impl Rounds {
         let gaps = self.verify()?;
         // A file system that met errors may refuse the next cuts for reasons of its own; a gap would
         // be met again and again.
-        if self.is_sick || gaps.is_some() {
+        if self.sick.is_some() || gaps.is_some() {
             self.cuts_on_image = CUTS_PER_IMAGE;
         }
         Ok(gaps)
@@ -153,7 +153,7 @@ impl Rounds {
         let ended_early = cut_at.is_none_or(|at| Instant::now() < at);
         let cut_ns = self.end(writer, with_cut, &mut heard)?;
         self.promised(&heard, cut_ns, true)?;
-        match ended_early && !self.is_sick {
+        match ended_early && self.sick.is_none() {
             true => Err("the writer ended before the cut; its stderr says why".into()),
             false => Ok(()),
         }
@@ -198,7 +198,7 @@ impl Rounds {
         if let Some(cache) = self.disk.cache() {
             cache.set_health(health);
             self.sums.disk_errors += 1;
-            self.is_sick = true;
+            self.sick = Some(health);
         }
     }
 
@@ -222,7 +222,9 @@ impl Rounds {
                     promise.deleted = promise.deleted.max(*before);
                 }
                 Event::Opened { .. } => is_open = true,
-                Event::Failed { at_ns, why } if *at_ns < cut_ns && !(is_writer && self.is_sick) => {
+                Event::Failed { at_ns, why }
+                    if *at_ns < cut_ns && !(is_writer && self.sick.is_some()) =>
+                {
                     return Err(format!("the engine failed before the cut: {why}").into());
                 }
                 _ => {}
@@ -288,7 +290,8 @@ impl Rounds {
             }
         }
         if !losses.is_empty() {
-            return Err(losses.join("; ").into());
+            let disk = self.sick.map_or(String::new(), |sick| format!(" on a disk that {sick:?}"));
+            return Err(format!("{}{disk}", losses.join("; ")).into());
         }
         Ok(Some(gaps.join("; ")).filter(|gaps| !gaps.is_empty()))
     }
