@@ -243,9 +243,7 @@ impl Life {
             false => Died::Process,
         };
         let kind = if died == Died::Machine { CrashKind::Power } else { CrashKind::Process };
-        let rate = self.plan.faults;
-        let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
-        self.world.set_fault_rates(rates);
+        self.set_faults(self.plan.faults);
         // Out of which only a reboot leads.
         let aborts = died == Died::Machine && self.rng.below(4) == 0;
         self.world.set_knobs(Knobs { aborts, ..knobs() });
@@ -373,6 +371,11 @@ impl Life {
         }
     }
 
+    fn set_faults(&self, rate: u32) {
+        let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
+        self.world.set_fault_rates(rates);
+    }
+
     /// A client that knows where it is; none if the partition does not answer.
     fn client(&mut self, at: usize, which: usize) -> Option<()> {
         if self.clients[at][which].is_lost {
@@ -458,7 +461,10 @@ impl Life {
             Ok(durable) => self.models[at].on_durable(durable.0),
             Err(_) => return,
         }
+        // What a reader is told of a fault is no fault of what is known.
+        self.set_faults(0);
         let checked = producers::check(&self.partitions[at]);
+        self.set_faults(self.plan.faults);
         // The plug may have been pulled while it read.
         if self.world.died().is_none()
             && let Err(what) = checked
