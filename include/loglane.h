@@ -193,6 +193,26 @@
 #define LOGLANE_PINNED 25
 
 /*
+ A producer's batch does not follow its last one. Answer the client.
+ */
+#define LOGLANE_OUT_OF_ORDER_SEQUENCE 26
+
+/*
+ The producer epoch is older than the partition's. Answer the client.
+ */
+#define LOGLANE_PRODUCER_FENCED 27
+
+/*
+ A producer's batch leaves out its open transaction. Answer the client.
+ */
+#define LOGLANE_INVALID_TRANSACTION_STATE 28
+
+/*
+ The coordinator epoch is older than the partition's. Answer the coordinator.
+ */
+#define LOGLANE_COORDINATOR_FENCED 29
+
+/*
  Bytes of a message, its NUL included.
  */
 #define LOGLANE_MESSAGE_BYTES 512

@@ -131,7 +131,12 @@ impl Copy<'_> {
                     return Ok(offsets);
                 }
                 Ok(_) => {}
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                // Deleted, or cut shorter than it was said to be.
+                Err(Error::Io { source, .. })
+                    if matches!(
+                        source.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                    ) => {}
                 Err(error) => return Err(error),
             }
             let emptied = self.disk.remove_dir_all(self.to);
@@ -153,7 +158,9 @@ impl Copy<'_> {
             self.link_or_copy(segment, branched)?;
         }
         self.copy_bytes(active, tail.bytes.into(), branched)?;
-        self.small_files(branched)?;
+        // Older snapshots of producers are of no use unless these are lost.
+        let newest = segments.iter().rev().nth(1).map_or(0, |segment| segment.base_offset());
+        self.small_files(newest, branched)?;
         let log_start = offsets.log_start.min(tail.end_offset);
         let epochs = self.shared.epochs.load();
         let epochs = Epochs::new(epochs.entries().to_vec(), log_start, tail.end_offset);
@@ -201,20 +208,26 @@ impl Copy<'_> {
     }
 
     /// Indexes, snapshots, metadata: whatever of them is newer than the log is cut at the next open.
-    fn small_files(&self, branched: &mut Branched) -> Result<()> {
+    fn small_files(&self, snapshots_from: i64, branched: &mut Branched) -> Result<()> {
         let dir = &self.shared.dir;
         let entries = self.disk.list(dir).map_err(|e| Error::io("list", dir, e))?;
         let is_small = |name: &str| {
             name == checkpoint::PARTITION_METADATA
-                || [names::INDEX, names::TIME_INDEX, names::TXN_INDEX, names::SNAPSHOT, names::LOST]
+                || [names::INDEX, names::TIME_INDEX, names::TXN_INDEX, names::LOST]
                     .iter()
                     .any(|suffix| names::base_offset(name, suffix).is_some())
+                || names::base_offset(name, names::SNAPSHOT).is_some_and(|at| at >= snapshots_from)
         };
         let small = entries.iter().filter(|e| e.kind == EntryKind::File && is_small(&e.name));
         for entry in small {
             let (from, to) = (dir.join(&entry.name), self.to.join(&entry.name));
-            let source = self.disk.open(&from, OpenMode::Read);
-            let source = source.map_err(|e| Error::io("open", &from, e))?;
+            let source = match self.disk.open(&from, OpenMode::Read) {
+                // A newer one has taken its place, and the log says the same.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && is_snapshot(&entry.name) => {
+                    continue;
+                }
+                source => source.map_err(|e| Error::io("open", &from, e))?,
+            };
             let target = self.disk.open(&to, OpenMode::CreateNew);
             let target = target.map_err(|e| Error::io("create", &to, e))?;
             let length = source.len().map_err(|e| Error::io("read", &from, e))?;
@@ -223,4 +236,8 @@ impl Copy<'_> {
         }
         Ok(())
     }
+}
+
+fn is_snapshot(name: &str) -> bool {
+    names::base_offset(name, names::SNAPSHOT).is_some()
 }

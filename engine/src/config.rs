@@ -129,6 +129,9 @@ pub struct PartitionConfig {
     pub index_interval_bytes: u32,
     /// Largest batch taken (`max.message.bytes`). Default 1,048,588.
     pub batch_bytes_max: u32,
+    /// How long a producer is remembered after its last append (`producer.id.expiration.ms`); one
+    /// with an open transaction is longer. 1 ms or more, default 1 day.
+    pub producer_id_expiration_ms: u64,
     /// Who moves the high watermark.
     pub high_watermark: HighWatermark,
     /// How long records stay (`retention.ms`): a segment goes when it is older, by
@@ -192,6 +195,7 @@ impl Default for PartitionConfig {
             index_bytes_max: 10 << 20,
             index_interval_bytes: 4096,
             batch_bytes_max: 1_048_588,
+            producer_id_expiration_ms: 24 * 3600 * 1000,
             high_watermark: HighWatermark::FollowsLogEnd,
             retention_ms: Some(7 * 24 * 3600 * 1000),
             retention_bytes: None,
@@ -211,6 +215,8 @@ impl PartitionConfig {
             segment_bytes_max,
         )?;
         in_range("segment_ms", self.segment_ms, 1, i64::MAX as u64)?;
+        let expiration = self.producer_id_expiration_ms;
+        in_range("producer_id_expiration_ms", expiration, 1, i64::MAX as u64)?;
         // Kafka's floor: room for a handful of entries; the time index keeps one slot for the roll.
         in_range("index_bytes_max", self.index_bytes_max.into(), 24, segment_bytes_max)?;
         in_range("index_interval_bytes", self.index_interval_bytes.into(), 0, segment_bytes_max)?;

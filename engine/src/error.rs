@@ -7,6 +7,7 @@
 
 use crate::format::BatchFault;
 use crate::offset::{LeaderEpoch, Offset};
+use crate::producers::ProducerFault;
 use std::io;
 use std::path::PathBuf;
 
@@ -140,6 +141,17 @@ pub enum Error {
         /// Epoch of the partition.
         current: LeaderEpoch,
     },
+    /// What an idempotent or transactional producer, or a transaction coordinator, asks for does not
+    /// follow what the partition has of that producer. Nothing was written. Answer the client.
+    #[error("append of producer {producer_id} to {partition} refused: {fault}")]
+    Producer {
+        /// `<topic>-<partition>`.
+        partition: String,
+        /// The producer.
+        producer_id: i64,
+        /// Why.
+        fault: ProducerFault,
+    },
     /// Bytes on disk are not what was written. Nothing was cut; the rest stays readable. Restore
     /// the range from a replica, or skip to `next_offset`.
     #[error("{} is damaged at byte {position}: {fault}; offsets from {offset} to {next_offset} (exclusive) cannot be read", path.display())]
@@ -252,6 +264,10 @@ pub const CODES: &[(i32, &str, &str)] = &[
     (23, "PANIC", "a fault of the library's own; please report it (C ABI)"),
     (24, "TRUNCATED", "the offset was cut away by a truncation: compare leader epochs"),
     (25, "PINNED", "a pin holds records that the call would delete"),
+    (26, "OUT_OF_ORDER_SEQUENCE", "a producer's batch does not follow its last one"),
+    (27, "PRODUCER_FENCED", "the producer epoch is older than the partition's"),
+    (28, "INVALID_TRANSACTION_STATE", "a producer's batch leaves out its open transaction"),
+    (29, "COORDINATOR_FENCED", "the coordinator epoch is older than the partition's"),
 ];
 
 impl Error {
@@ -281,6 +297,12 @@ impl Error {
             Error::Timeout { .. } => 20,
             Error::Truncated { .. } => 24,
             Error::Pinned { .. } => 25,
+            Error::Producer { fault, .. } => match fault {
+                ProducerFault::Sequence { .. } => 26,
+                ProducerFault::Epoch { .. } => 27,
+                ProducerFault::NotTransactional { .. } => 28,
+                ProducerFault::CoordinatorEpoch { .. } => 29,
+            },
         }
     }
 

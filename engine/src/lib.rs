@@ -69,6 +69,7 @@ mod longpoll;
 mod offset;
 mod partition;
 mod planted;
+mod producers;
 mod recovery;
 mod registry;
 mod retention;
@@ -95,6 +96,9 @@ pub use log::{FetchOptions, Isolation, Lease, LeaseRange, ListedOffset, OffsetQu
 pub use longpoll::Woken;
 pub use offset::{FilePosition, LeaderEpoch, Offset};
 pub use partition::{AppendOptions, Partition, PartitionStat};
+pub use producers::{
+    AbortedTransaction, ProducerFault, ProducerState, TransactionMarker, TransactionOutcome,
+};
 pub use recovery::RecoveryReport;
 pub use retention::{
     DeleteReason, Deleted, Explanation, KeptBy, Pin, PinId, RetentionStat, Round as RetentionRound,

@@ -11,6 +11,7 @@ use crate::log::{
     OffsetQuery,
 };
 use crate::offset::{LeaderEpoch, Offset};
+use crate::producers::{AbortedTransaction, ProducerState, TransactionMarker};
 use crate::retention::Terms;
 use crate::segment::DamagedRange;
 use crate::shard::{
@@ -49,6 +50,8 @@ pub struct PartitionStat {
     pub log_start_offset: Offset,
     /// What consumers may read up to.
     pub high_watermark: Offset,
+    /// What consumers of committed transactions may read up to.
+    pub last_stable_offset: Offset,
     /// The next record's offset.
     pub log_end_offset: Offset,
     /// Everything below is on disk.
@@ -168,6 +171,66 @@ impl Partition {
         self.enqueue(bytes, origin, options.durability, reply).map_err(|_| self.busy())
     }
 
+    /// Ends a producer's transaction: writes the marker that a transaction coordinator decided on, and
+    /// waits for the receipt. Without an open transaction the marker is written all the same.
+    ///
+    /// # Errors
+    /// [`Error::Producer`] if producer or coordinator are fenced, and those of [`Partition::append`].
+    pub fn append_marker(
+        &self,
+        marker: &TransactionMarker,
+        options: AppendOptions,
+    ) -> Result<AppendInfo> {
+        let (bytes, origin) = self.marker(marker, options)?;
+        self.append_waiting(bytes, origin, options.durability)
+    }
+
+    /// Starts [`Partition::append_marker`]; the receipt comes through the [`Pending`].
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the shard has too much queued, [`Error::Closed`].
+    pub fn start_append_marker(
+        &self,
+        marker: &TransactionMarker,
+        options: AppendOptions,
+    ) -> Result<Pending<AppendInfo>> {
+        let (bytes, origin) = self.marker(marker, options)?;
+        let (promise, pending) = pending();
+        self.enqueue(bytes, origin, options.durability, Reply::One(promise))
+            .map_err(|_| self.busy())?;
+        Ok(pending)
+    }
+
+    /// Every producer that is remembered, with its last batch and its open transaction, as Kafka's
+    /// `DescribeProducers` tells it; in order of their ids, after all appends handed in before.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn producers(&self) -> Result<Vec<ProducerState>> {
+        self.ask(Message::Producers)
+    }
+
+    /// The aborted transactions that have records in `[from, to)`, in the order of their markers.
+    /// Below the last stable offset there will be no others.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if an index file, or the log it is made from, cannot be read.
+    pub fn aborted_transactions(
+        &self,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Vec<AbortedTransaction>> {
+        self.check_open()?;
+        self.inner.shared.aborted(from.0, to.0)
+    }
+
+    /// What consumers of committed transactions may read up to: the high watermark, or where the first
+    /// transaction begins that is not decided below it.
+    #[must_use]
+    pub fn last_stable_offset(&self) -> Offset {
+        Offset(self.inner.shared.offsets.last_stable())
+    }
+
     /// Makes everything appended so far durable and waits for it. Returns the durable offset.
     ///
     /// # Errors
@@ -234,10 +297,7 @@ impl Partition {
     /// Moves the high watermark up, at most to the log end offset. Returns where it is now. For
     /// partitions whose [`crate::HighWatermark`] is set by the host.
     pub fn set_high_watermark(&self, offset: Offset) -> Offset {
-        let shared = &self.inner.shared;
-        let now = shared.offsets.advance_high_watermark(offset.0);
-        shared.watchers.notify();
-        Offset(now)
+        Offset(self.inner.shared.set_high_watermark(offset.0))
     }
 
     /// Says that a leader of this epoch exists: appends with an older one are fenced from now on.
@@ -328,11 +388,13 @@ impl Partition {
     #[must_use]
     pub fn stat(&self) -> PartitionStat {
         let shared = &self.inner.shared;
+        let last_stable_offset = Offset(shared.offsets.last_stable());
         let offsets = shared.offsets.snapshot();
         let segments = shared.segments.load();
         PartitionStat {
             log_start_offset: Offset(offsets.log_start),
             high_watermark: Offset(offsets.high_watermark),
+            last_stable_offset,
             log_end_offset: Offset(offsets.log_end),
             durable_offset: Offset(offsets.durable),
             segments: segments.len(),
@@ -431,6 +493,19 @@ impl Partition {
         self.inner.shard.send_append(self.inner.slot, request).map_err(|back| back.reply.reply)
     }
 
+    fn marker(
+        &self,
+        marker: &TransactionMarker,
+        options: AppendOptions,
+    ) -> Result<(Bytes, AppendOrigin)> {
+        let batch = marker.batch().map_err(|fault| self.invalid(0, fault))?;
+        let origin = AppendOrigin::Marker {
+            leader_epoch: options.leader_epoch.map(|epoch| epoch.0),
+            transaction_version: marker.transaction_version,
+        };
+        self.checked(batch.into(), origin)
+    }
+
     /// Checks batches on the caller's thread, so that the shard's time goes into writing.
     fn checked(&self, bytes: Bytes, origin: AppendOrigin) -> Result<(Bytes, AppendOrigin)> {
         self.check_open()?;
@@ -453,7 +528,9 @@ impl Partition {
             let batch = Batch::check(rest).map_err(|f| self.invalid(position, f))?;
             let records = match origin {
                 AppendOrigin::Leader(_) => batch.check_records(),
-                AppendOrigin::Follower => check_replicated(batch.header()),
+                AppendOrigin::Marker { .. } | AppendOrigin::Follower => {
+                    check_replicated(batch.header())
+                }
             };
             records.map_err(|fault| self.invalid(position, fault))?;
             position += batch.bytes().len();

@@ -27,6 +27,16 @@ pub(crate) enum Bug {
     ChangeBeforeAppends,
     /// An append is answered as durable though changes of values before it are not.
     AppendBeforeChanges,
+    /// What a failed write would have told of producers is kept.
+    KeepStagedProducers,
+    /// A producer snapshot is believed though the log ends before it.
+    SnapshotPastLogEnd,
+    /// After a power cut a producer snapshot is believed though it is past what was synced.
+    SnapshotPastSynced,
+    /// An aborted transaction gets no entry in the transaction index.
+    ForgetAborted,
+    /// A sync that covers an abort marker leaves its transaction index out.
+    AbortedUnsynced,
 }
 
 #[cfg(test)]

@@ -266,23 +266,26 @@ impl PartitionView {
         explain(&self.shared, config, pins, high_watermark, now_ms)
     }
 
-    /// As [`crate::Partition::fetch`].
+    /// As [`crate::Partition::fetch`], but a view does not follow transactions: what is committed only
+    /// the engine that has the directory open can tell.
     ///
     /// # Errors
-    /// As [`crate::Partition::fetch`].
+    /// As [`crate::Partition::fetch`]; [`Error::Config`] for [`Isolation::ReadCommitted`].
     pub fn fetch(&self, offset: Offset, options: &FetchOptions) -> Result<Lease> {
+        check_isolation(options.isolation)?;
         self.shared.fetch(offset.0, options)
     }
 
     /// As [`crate::Partition::list_offset`].
     ///
     /// # Errors
-    /// As [`crate::Partition::list_offset`].
+    /// As [`crate::Partition::list_offset`]; [`Error::Config`] for [`Isolation::ReadCommitted`].
     pub fn list_offset(
         &self,
         query: OffsetQuery,
         isolation: Isolation,
     ) -> Result<Option<ListedOffset>> {
+        check_isolation(isolation)?;
         self.shared.list_offset(query, isolation)
     }
 
@@ -349,6 +352,14 @@ impl PartitionView {
         self.shared.offsets.advance_high_watermark(follow.next_offset);
         Ok(())
     }
+}
+
+fn check_isolation(isolation: Isolation) -> Result<()> {
+    if isolation == Isolation::ReadCommitted {
+        let reason = "a view does not know which transactions are committed".into();
+        return Err(Error::Config { key: "isolation", reason });
+    }
+    Ok(())
 }
 
 fn list_bases(disk: &dyn Disk, dir: &Path) -> Result<Vec<i64>> {

@@ -56,6 +56,14 @@ pub const LOGLANE_PANIC: i32 = 23;
 pub const LOGLANE_TRUNCATED: i32 = 24;
 /// A pin holds records that the call would delete.
 pub const LOGLANE_PINNED: i32 = 25;
+/// A producer's batch does not follow its last one. Answer the client.
+pub const LOGLANE_OUT_OF_ORDER_SEQUENCE: i32 = 26;
+/// The producer epoch is older than the partition's. Answer the client.
+pub const LOGLANE_PRODUCER_FENCED: i32 = 27;
+/// A producer's batch leaves out its open transaction. Answer the client.
+pub const LOGLANE_INVALID_TRANSACTION_STATE: i32 = 28;
+/// The coordinator epoch is older than the partition's. Answer the coordinator.
+pub const LOGLANE_COORDINATOR_FENCED: i32 = 29;
 
 /// Bytes of a message, its NUL included.
 pub const LOGLANE_MESSAGE_BYTES: usize = 512;
@@ -210,6 +218,10 @@ mod tests {
             LOGLANE_PANIC,
             LOGLANE_TRUNCATED,
             LOGLANE_PINNED,
+            LOGLANE_OUT_OF_ORDER_SEQUENCE,
+            LOGLANE_PRODUCER_FENCED,
+            LOGLANE_INVALID_TRANSACTION_STATE,
+            LOGLANE_COORDINATOR_FENCED,
         ];
         let codes: Vec<i32> = engine::CODES.iter().map(|(code, _, _)| *code).collect();
         assert_eq!(constants.as_slice(), codes);

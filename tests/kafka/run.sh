@@ -20,6 +20,8 @@ usage: run.sh <command> [args]
   produce <workdir> <topic> <partitions> <records> <seed> [config=value ...]
   consume <workdir> <topic> <out-file>
   console <workdir> <topic> <count>
+  transactions <workdir> <topic> <count>
+  producers <workdir> <topic>
   dump [--print] [--gaps] [--live] <file-or-partition-dir> ...
   rebuild <partition-dir> <out-dir> [config=value ...]
 Commands that only need Java may share one JVM: run.sh dump DIR + rebuild DIR OUT
@@ -188,6 +190,6 @@ case $command in
     kill) shift; crash "$@" ;;
     was-recovered) shift; was_recovered "$@" ;;
     console) shift; console "$@" ;;
-    format | create | topic-id | delete-topic | delete-records | produce | consume | dump | rebuild) harness "$@" ;;
+    format | create | topic-id | delete-topic | delete-records | produce | consume | transactions | producers | dump | rebuild) harness "$@" ;;
     *) usage ;;
 esac

@@ -7,11 +7,13 @@
     reason = "a test that meets the unexpected should panic"
 )]
 
-use loglane::format::{BatchBuilder, Codec};
+use loglane::format::{BatchBuilder, Batches, Codec};
 use loglane::{
-    AppendOptions, Config, Engine, PartitionConfig, View, parse_topic_id, topic_id_text,
+    AppendOptions, Config, Engine, FetchOptions, Isolation, Offset, Partition, PartitionConfig,
+    TransactionMarker, TransactionOutcome, View, inspect, parse_topic_id, topic_id_text,
 };
 use loglane_tests::canonical_lines;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -184,6 +186,179 @@ fn a_directory_that_we_wrote_is_kafkas_without_recovery_and_byte_for_byte() {
     let console = kafka(&["console", work, "ours", &RECORDS.to_string()]);
     // Values are letters, nothing, or null: one line each.
     assert_eq!(console.lines().count(), RECORDS);
+    kafka(&["stop", work]);
+}
+
+/// What `producers` prints, from our side.
+fn described(partition: &Partition) -> String {
+    let mut lines = format!("stable {}\n", partition.last_stable_offset());
+    for p in partition.producers().unwrap() {
+        lines.push_str(&format!(
+            "producer {} {} {} {} {} {}\n",
+            p.producer_id,
+            p.producer_epoch,
+            p.last_sequence,
+            p.timestamp,
+            // As Kafka's Admin client has it: no coordinator epoch is less than 0.
+            p.coordinator_epoch,
+            p.transaction_first_offset
+        ));
+    }
+    for offset in committed(partition) {
+        lines.push_str(&format!("committed {offset}\n"));
+    }
+    lines
+}
+
+/// The offsets that a read-committed consumer is shown, by the rule of its protocol: from its first
+/// offset to its marker, an aborted transaction's batches are left out.
+fn committed(partition: &Partition) -> Vec<i64> {
+    let options = FetchOptions {
+        max_bytes: 200_000,
+        isolation: Isolation::ReadCommitted,
+        ..FetchOptions::default()
+    };
+    let (mut offsets, mut next) = (Vec::new(), 0);
+    loop {
+        let lease = partition.fetch(Offset(next), &options).unwrap();
+        if lease.is_empty() {
+            return offsets;
+        }
+        let bytes = lease.to_vec().unwrap();
+        for batch in Batches::new(&bytes) {
+            let (_, batch) = batch.unwrap();
+            let header = batch.header();
+            let is_aborted = lease.aborted_transactions().iter().any(|a| {
+                a.producer_id == header.producer_id
+                    && (a.first_offset..a.last_offset).contains(&header.base_offset)
+            });
+            let hidden = header.attributes.is_transactional() && is_aborted;
+            if !header.attributes.is_control() && !hidden {
+                offsets.extend(header.base_offset..header.next_offset());
+            }
+        }
+        next = lease.next_offset().0;
+    }
+}
+
+fn files(dir: &Path, suffix: &str) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let named = entries.map(|e| (e.file_name().into_string().unwrap(), e.path()));
+    let wanted = named.filter(|(name, _)| name.ends_with(suffix));
+    wanted.map(|(name, path)| (name, fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn producers_and_transactions_that_kafka_left_are_known_and_told_apart_as_kafka_does() {
+    if !available() {
+        return;
+    }
+    let _turn = TURN.lock();
+    let broker = Broker::new();
+    let work = broker.path();
+    kafka(&["start", work]);
+    kafka(&["transactions", work, "t", "400"]);
+    let expected = kafka(&["producers", work, "t"]);
+    assert!(expected.lines().filter(|line| line.starts_with("producer ")).count() == 3);
+    kafka(&["stop", work]);
+    let dir = broker.data().join("t-0");
+    let indexes = files(&dir, ".txnindex");
+    let snapshots = files(&dir, ".snapshot");
+    assert!(indexes.len() > 1 && snapshots.len() > 2, "several segments");
+
+    let engine = Engine::open(Config::new(broker.data())).unwrap();
+    let partition = engine.partition("t", 0).unwrap();
+    assert_eq!(described(&partition), expected, "from Kafka's snapshot");
+    engine.close().unwrap();
+    assert_eq!(files(&dir, ".txnindex"), indexes, "nothing was changed");
+    assert_eq!(files(&dir, ".snapshot"), snapshots);
+
+    // After a crash that left nothing but the log, all of it is made again as it was.
+    for name in indexes.keys().chain(snapshots.keys()) {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    fs::remove_file(broker.data().join(".kafka_cleanshutdown")).unwrap();
+    fs::remove_file(broker.data().join("recovery-point-offset-checkpoint")).unwrap();
+    let engine = Engine::open(Config::new(broker.data())).unwrap();
+    let partition = engine.partition("t", 0).unwrap();
+    assert_eq!(described(&partition), expected, "from the log");
+    engine.close().unwrap();
+    assert_eq!(files(&dir, ".txnindex"), indexes, "byte for byte what Kafka wrote");
+    let newest = snapshots.last_key_value().unwrap().0;
+    let read = |name: &str| inspect::producer_snapshot(&dir.join(name)).unwrap();
+    let ours = read(newest);
+    fs::write(dir.join(newest), &snapshots[newest]).unwrap();
+    let mut kafkas = read(newest);
+    kafkas.sort_by_key(|producer| producer.producer_id);
+    assert_eq!(ours, kafkas);
+    kafka(&["start", work]);
+    assert_eq!(kafka(&["was-recovered", work]).trim(), "none");
+    assert_eq!(kafka(&["producers", work, "t"]), expected);
+    kafka(&["stop", work]);
+}
+
+#[test]
+fn producers_and_transactions_that_we_left_are_known_to_kafka() {
+    if !available() {
+        return;
+    }
+    let _turn = TURN.lock();
+    let broker = Broker::new();
+    let work = broker.path();
+    kafka(&["start", work]);
+    kafka(&["create", work, "ours", "1"]);
+    kafka(&["stop", work]);
+    let mut config = Config::new(broker.data());
+    config.partition = PartitionConfig { segment_bytes: 1 << 20, ..PartitionConfig::default() };
+    let now = config.clock.now_ms();
+    let engine = Engine::open(config).unwrap();
+    let partition = engine.partition("ours", 0).unwrap();
+    let append = |producer: i64, sequence: i32, in_transaction: bool| {
+        let mut batch = BatchBuilder::new(Codec::None);
+        batch.producer(producer, 0, sequence).transactional(in_transaction);
+        for _ in 0..3 {
+            batch.append(now, None, Some(&[7; 1000]), &[]).unwrap();
+        }
+        partition.append(batch.build().unwrap(), AppendOptions::default()).unwrap();
+    };
+    for round in 0..300 {
+        append(7001, round * 3, false);
+        append(7002, round * 3, true);
+        append(7003, round * 3, true);
+        for producer_id in [7002, 7003] {
+            let outcome = match round % 3 {
+                0 => TransactionOutcome::Abort,
+                _ => TransactionOutcome::Commit,
+            };
+            if round == 299 && producer_id == 7003 {
+                break;
+            }
+            let marker = TransactionMarker {
+                producer_id,
+                producer_epoch: 0,
+                coordinator_epoch: 1,
+                outcome,
+                transaction_version: 1,
+                timestamp: now,
+            };
+            partition.append_marker(&marker, AppendOptions::default()).unwrap();
+        }
+    }
+    assert!(partition.stat().segments > 2);
+    assert!(partition.last_stable_offset() < partition.log_end_offset());
+    let expected = described(&partition);
+    engine.close().unwrap();
+    let dir = broker.data().join("ours-0");
+    kafka(&["dump", dir.to_str().unwrap()]);
+    let rebuilt = broker.dir.path().join("rebuilt");
+    kafka(&["rebuild", dir.to_str().unwrap(), rebuilt.to_str().unwrap()]);
+    let indexes = files(&dir, ".txnindex");
+    assert!(indexes.len() > 2);
+    assert_eq!(indexes, files(&rebuilt, ".txnindex"), "byte for byte what Kafka builds");
+
+    kafka(&["start", work]);
+    assert_eq!(kafka(&["was-recovered", work]).trim(), "none");
+    assert_eq!(kafka(&["producers", work, "ours"]), expected);
     kafka(&["stop", work]);
 }
 

@@ -28,11 +28,21 @@ const MAY_BE_UNSAFE: [&str; 14] = [
 ];
 
 /// Modules of the engine and those they must not know.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("engine/src/format/", &["io", "segment", "log", "shard", "engine", "recovery", "checkpoint"]),
     (
         "engine/src/segment/",
-        &["log", "state", "shard", "engine", "recovery", "partition", "view", "keeper"],
+        &[
+            "producers",
+            "log",
+            "state",
+            "shard",
+            "engine",
+            "recovery",
+            "partition",
+            "view",
+            "keeper",
+        ],
     ),
     (
         "engine/src/state/",
@@ -48,6 +58,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "keeper",
         ],
     ),
+    ("engine/src/producers/", &["io", "log", "shard", "engine", "recovery", "partition", "view"]),
     (
         "engine/src/log/",
         &["shard", "engine", "recovery", "partition", "view", "keeper", "retention", "settings"],

@@ -19,6 +19,7 @@ pub struct BatchBuilder {
     max_timestamp: i64,
     producer: (i64, i16, i32),
     transactional: bool,
+    control: bool,
 }
 
 impl BatchBuilder {
@@ -34,6 +35,7 @@ impl BatchBuilder {
             max_timestamp: -1,
             producer: (-1, -1, -1),
             transactional: false,
+            control: false,
         }
     }
 
@@ -46,6 +48,12 @@ impl BatchBuilder {
     /// Marks the next batch as part of a transaction. It stays so until changed.
     pub fn transactional(&mut self, transactional: bool) -> &mut BatchBuilder {
         self.transactional = transactional;
+        self
+    }
+
+    /// Marks batches as control batches: markers, which no client may send.
+    pub(crate) fn control(&mut self) -> &mut BatchBuilder {
+        self.control = true;
         self
     }
 
@@ -114,7 +122,9 @@ impl BatchBuilder {
         compress(self.codec, &self.records, &mut batch)?;
         let length = i32::try_from(batch.len() - 12).map_err(|_| BatchFault::TooLarge)?;
         let (producer_id, producer_epoch, base_sequence) = self.producer;
-        let attributes = u16::from(self.codec.id()) | if self.transactional { 16 } else { 0 };
+        let attributes = u16::from(self.codec.id())
+            | if self.transactional { 16 } else { 0 }
+            | if self.control { 32 } else { 0 };
         let mut put = |at: usize, bytes: &[u8]| {
             if let Some(field) = batch.get_mut(at..at + bytes.len()) {
                 field.copy_from_slice(bytes);

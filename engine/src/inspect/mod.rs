@@ -10,8 +10,9 @@ mod index;
 mod snapshot;
 mod verify;
 
+pub use crate::producers::{AbortedTransaction, ProducerState};
 pub use index::{IndexFault, OffsetIndex, OffsetIndexEntry, TimeIndex, TimeIndexEntry};
-pub use snapshot::{AbortedTransaction, ProducerState, aborted_transactions, producer_snapshot};
+pub use snapshot::{aborted_transactions, producer_snapshot};
 pub use verify::{Finding, PartitionFindings, Severity, State, verify_partition, verify_text_file};
 
 use crate::checkpoint;

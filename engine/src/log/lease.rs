@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::Batches;
 use crate::io::{self, FileRef};
 use crate::offset::{FilePosition, Offset};
+use crate::producers::AbortedTransaction;
 use crate::segment::SegmentLease;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -55,7 +56,9 @@ pub struct Lease {
     pub(crate) next_offset: i64,
     pub(crate) log_start: i64,
     pub(crate) high_watermark: i64,
+    pub(crate) last_stable: i64,
     pub(crate) log_end: i64,
+    pub(crate) aborted: Vec<AbortedTransaction>,
 }
 
 impl Lease {
@@ -93,6 +96,20 @@ impl Lease {
     #[must_use]
     pub fn high_watermark(&self) -> Offset {
         Offset(self.high_watermark)
+    }
+
+    /// Last stable offset of the partition.
+    #[must_use]
+    pub fn last_stable_offset(&self) -> Offset {
+        Offset(self.last_stable)
+    }
+
+    /// For a fetch that reads committed transactions only: the aborted ones with records under the
+    /// lease, in the order of their markers. A consumer leaves out the records of `producer_id` from
+    /// `first_offset` to its next marker.
+    #[must_use]
+    pub fn aborted_transactions(&self) -> &[AbortedTransaction] {
+        &self.aborted
     }
 
     /// Log end offset of the partition.

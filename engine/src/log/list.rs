@@ -79,8 +79,8 @@ impl LogShared {
     pub(crate) fn bytes_from(&self, offset: i64, isolation: Isolation) -> Result<u64> {
         let offsets = self.offsets.snapshot();
         let limit = self.limit(isolation, &offsets);
-        self.check_range(offset, &offsets, limit)?;
-        if offset == limit {
+        self.check_range(offset, &offsets, super::shared::range_end(isolation, limit, &offsets))?;
+        if offset >= limit {
             return Ok(0);
         }
         let segments = self.segments.load_full();

@@ -22,6 +22,8 @@ mod journalled;
 mod lease;
 mod list;
 mod offsets;
+mod producers;
+mod rebuild;
 mod reset;
 mod rewrite;
 mod roll;
@@ -36,6 +38,7 @@ pub(crate) use journalled::Ahead;
 pub use lease::{Lease, LeaseRange};
 pub use list::{ListedOffset, OffsetQuery};
 pub(crate) use offsets::Offsets;
+pub(crate) use rebuild::Trust;
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation, Verify};
@@ -81,6 +84,7 @@ pub(crate) struct Log {
     clock: Arc<dyn Clock>,
     active: ActiveSegment,
     epochs: Epochs,
+    producers: producers::LogProducers,
     sync: sync::SyncState,
     journalled: journalled::Journalled,
     /// Why the log takes no more appends.
@@ -116,8 +120,19 @@ impl Log {
             sync.written(active.bytes.into());
         }
         let journalled = journalled::Journalled::new(synced);
-        let retired = Vec::new();
-        Log { shared, disk, clock, active, epochs, sync, journalled, failed: None, retired }
+        let (retired, producers) = (Vec::new(), producers::LogProducers::default());
+        Log {
+            shared,
+            disk,
+            clock,
+            active,
+            epochs,
+            producers,
+            sync,
+            journalled,
+            failed: None,
+            retired,
+        }
     }
 
     /// Segments removed since the last call, to be unlinked by and by.
@@ -187,7 +202,8 @@ impl Log {
 
     fn retire(&mut self, segment: Arc<Segment>) -> Result<()> {
         let mut files = Vec::new();
-        for suffix in names::SEGMENT_SUFFIXES {
+        // The snapshot at its base goes with it.
+        for suffix in names::SEGMENT_SUFFIXES.into_iter().chain([names::SNAPSHOT]) {
             let from = names::path(&self.shared.dir, segment.base_offset(), suffix);
             let to =
                 names::path(&self.shared.dir, segment.base_offset(), &format!("{suffix}.deleted"));
@@ -209,6 +225,7 @@ impl Log {
     pub(crate) fn close(&mut self) -> Result<()> {
         if self.failed.is_none() {
             self.seal_active_index()?;
+            self.snapshot_at_close()?;
             self.sync_now()?;
         }
         let failed = self.check_usable();

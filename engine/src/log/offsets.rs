@@ -1,7 +1,7 @@
 //! The offsets of a partition, and the one place where they move.
 //!
 //! ```text
-//! log start ≤ high watermark ≤ log end (written)        synced ≤ durable ≤ log end
+//! log start ≤ last stable ≤ high watermark ≤ log end (written)        synced ≤ durable ≤ log end
 //! ```
 //!
 //! Durable is on disk, in segment files or in the journal; synced is in synced segment files, and is
@@ -29,6 +29,8 @@ pub(crate) struct Offsets {
     log_end: AtomicI64,
     durable: AtomicI64,
     synced: AtomicI64,
+    /// Where the first undecided transaction begins; `i64::MAX` if there is none.
+    first_unstable: AtomicI64,
 }
 
 impl Offsets {
@@ -48,6 +50,7 @@ impl Offsets {
             log_end: AtomicI64::new(log_end),
             durable: AtomicI64::new(durable.min(log_end)),
             synced: AtomicI64::new(synced.min(durable).min(log_end)),
+            first_unstable: AtomicI64::new(i64::MAX),
         }
     }
 
@@ -80,6 +83,21 @@ impl Offsets {
 
     pub(crate) fn high_watermark(&self) -> i64 {
         self.high_watermark.load(Ordering::Acquire)
+    }
+
+    /// The last stable offset: below it every transaction is decided, and nothing is past the high
+    /// watermark. The high watermark comes first: the writer lowers the first unstable offset before
+    /// it publishes what is unstable.
+    pub(crate) fn last_stable(&self) -> i64 {
+        let high_watermark = self.high_watermark.load(Ordering::Acquire);
+        let first_unstable = self.first_unstable.load(Ordering::Acquire);
+        let log_start = self.log_start.load(Ordering::Acquire);
+        high_watermark.min(first_unstable.max(log_start))
+    }
+
+    /// The first undecided transaction begins at `offset`; `None` if there is none.
+    pub(crate) fn set_first_unstable(&self, offset: Option<i64>) {
+        self.first_unstable.store(offset.unwrap_or(i64::MAX), Ordering::Release);
     }
 
     /// Records below `offset` are in the page cache and in the index.
@@ -181,6 +199,20 @@ mod tests {
         let expected =
             OffsetSnapshot { log_start: 0, high_watermark: 50, log_end: 50, durable: 50 };
         assert_eq!((offsets.snapshot(), offsets.synced()), (expected, 50));
+    }
+
+    #[test]
+    fn the_last_stable_offset_is_within_log_start_and_high_watermark() {
+        let offsets = Offsets::new(0, 50, 100, 0, 0);
+        assert_eq!(offsets.last_stable(), 50);
+        offsets.set_first_unstable(Some(80));
+        assert_eq!(offsets.last_stable(), 50, "not past the high watermark");
+        offsets.set_first_unstable(Some(20));
+        assert_eq!(offsets.last_stable(), 20);
+        offsets.advance_log_start(30);
+        assert_eq!(offsets.last_stable(), 30, "the beginning of the transaction is deleted");
+        offsets.set_first_unstable(None);
+        assert_eq!(offsets.last_stable(), 50);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{CutPoint, Epochs, Log};
+use super::{CutPoint, Epochs, Log, Trust};
 use crate::error::Result;
 
 impl Log {
@@ -28,6 +28,7 @@ impl Log {
         let begun = begun.and_then(|()| {
             self.epochs = Epochs::new(Vec::new(), to, to);
             self.store_epochs()?;
+            self.load_producers(Trust::UpToLogEnd)?;
             self.check_alive()
         });
         if begun.is_err() {

@@ -10,6 +10,7 @@
 use super::Log;
 use crate::error::{Error, Result};
 use crate::io::{FileRef, OpenMode};
+use crate::producers::{AbortedEntries, encode_aborted};
 use crate::segment::{Scanned, Scanner, Segment, names};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ impl Log {
         }
         // Index files are built anew from the log if a crash comes; a close writes them again.
         self.active.entries_on_disk = (0, 0);
+        self.on_aborted_doubtful();
         self.sync_dir()?;
         self.check_alive()?;
         tracing::warn!(
@@ -156,10 +158,15 @@ impl Log {
 
     /// The sync that failed may have been one of the index files of a sealed segment.
     fn rewrite_index(&self, segment: &Segment) -> Result<()> {
-        let Some(index) = segment.loaded_index() else { return Ok(()) };
-        for (suffix, bytes) in
-            [(names::INDEX, index.offset_file(0)), (names::TIME_INDEX, index.time_file(0))]
-        {
+        let mut files = Vec::new();
+        if let Some(aborted) = AbortedEntries::of(segment) {
+            files.push((names::TXN_INDEX, encode_aborted(aborted.from(0))));
+        }
+        if let Some(index) = segment.loaded_index() {
+            files.push((names::INDEX, index.offset_file(0)));
+            files.push((names::TIME_INDEX, index.time_file(0)));
+        }
+        for (suffix, bytes) in files {
             let path = names::path(&self.shared.dir, segment.base_offset(), suffix);
             let fresh = fresh_path(&path);
             let file = super::write_index(self.disk.as_ref(), &fresh, &bytes, 0)?;

@@ -60,6 +60,7 @@ impl Log {
             }
             synced.map_err(|e| Error::io("sync", path, e))?;
         }
+        self.snapshot_before_roll(base_offset);
         let segment = self.create_next(base_offset)?;
         let (old, old_file) = self.install(segment);
         self.sync.segment_sealed(old, old_file);
@@ -88,6 +89,7 @@ impl Log {
         self.active.indexed_bytes = 0;
         self.active.written_back = 0;
         self.active.cut_back = false;
+        self.on_producers_rolled();
         (old, old_file)
     }
 
@@ -137,7 +139,7 @@ impl Log {
         if let Some((offset_file, time_file)) = self.write_index_entries()? {
             self.sync.index_written(self.active.segment.base_offset(), offset_file, time_file);
         }
-        Ok(())
+        self.seal_aborted()
     }
 
     /// Brings the active segment's index files up to date now and then: whoever opens the directory
@@ -150,6 +152,7 @@ impl Log {
         if let Err(error) = self.write_index_entries() {
             tracing::warn!(partition = %self.shared.name, %error, "index files not refreshed");
         }
+        self.refresh_snapshot();
     }
 
     /// Appends new entries to both index files: first of times, so that an entry of the offset

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::format::{Batch, BatchHeader};
 use crate::io::{FileRef, OpenMode};
 use crate::offset::Offset;
+use crate::producers::Transactions;
 use crate::segment::{
     DamagedRange, IndexWriter, OpenFiles, Scanned, Scanner, Segment, SegmentIndex, names,
 };
@@ -23,8 +24,8 @@ use crate::space::Space;
 use crate::topic::TopicPartition;
 use arc_swap::ArcSwap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use uuid::Uuid;
 
 /// Up to which offset a fetch reads.
@@ -35,6 +36,9 @@ pub enum Isolation {
     HighWatermark,
     /// Up to the log end offset: what followers fetch.
     LogEnd,
+    /// Up to the last stable offset: what consumers may see that read committed transactions only.
+    /// The records of [`Lease::aborted_transactions`] are among the bytes, and theirs to leave out.
+    ReadCommitted,
 }
 
 /// How much a fetch reads.
@@ -99,6 +103,8 @@ pub(crate) struct LogShared {
     pub(crate) space: Arc<Space>,
     /// Indexes rebuilt since the open, by recovery or on first touch.
     pub(crate) indexes_rebuilt: AtomicU32,
+    /// Undecided transactions: for the shard and who moves the high watermark, not for readers.
+    pub(crate) transactions: Mutex<Transactions>,
 }
 
 /// A leader epoch that only rises.
@@ -122,14 +128,17 @@ impl LogShared {
     /// Finds the bytes from `offset` on.
     pub(crate) fn fetch(&self, offset: i64, options: &FetchOptions) -> Result<Lease> {
         let offsets = self.offsets.snapshot();
+        let last_stable = self.offsets.last_stable().min(offsets.high_watermark);
         let limit = self.limit(options.isolation, &offsets);
-        self.check_range(offset, &offsets, limit)?;
+        self.check_range(offset, &offsets, range_end(options.isolation, limit, &offsets))?;
         let mut lease = Lease {
             ranges: Vec::new(),
             next_offset: offset,
             log_start: offsets.log_start,
             high_watermark: offsets.high_watermark,
+            last_stable,
             log_end: offsets.log_end,
+            aborted: Vec::new(),
         };
         let segments = self.segments.load();
         let mut at = segments.partition_point(|s| s.base_offset() <= offset).saturating_sub(1);
@@ -157,6 +166,9 @@ impl LogShared {
                 Err(error) => return Err(error),
             }
             at += 1;
+        }
+        if options.isolation == Isolation::ReadCommitted && !lease.is_empty() {
+            lease.aborted = self.aborted(offset, lease.next_offset)?;
         }
         Ok(lease)
     }
@@ -186,6 +198,7 @@ impl LogShared {
         match isolation {
             Isolation::HighWatermark => offsets.high_watermark,
             Isolation::LogEnd => offsets.log_end,
+            Isolation::ReadCommitted => self.offsets.last_stable().min(offsets.high_watermark),
         }
     }
 
@@ -471,6 +484,15 @@ impl LogShared {
             log_start: Offset(log_start),
             end: Offset(end),
         }
+    }
+}
+
+/// The greatest offset that may be asked for. A transaction that is open before a consumer's offset
+/// makes it wait; it has not read past an end.
+pub(super) fn range_end(isolation: Isolation, limit: i64, offsets: &OffsetSnapshot) -> i64 {
+    match isolation {
+        Isolation::ReadCommitted => offsets.log_end,
+        Isolation::HighWatermark | Isolation::LogEnd => limit,
     }
 }
 

@@ -86,6 +86,16 @@ impl SyncState {
         self.index_files.extend([(base_offset, offsets), (base_offset, times)]);
     }
 
+    /// A file that goes with the segment at `base_offset` was written.
+    pub(super) fn file_written(&mut self, base_offset: i64, file: FileRef) {
+        self.index_files.push((base_offset, file));
+    }
+
+    /// The next sync takes the directory along.
+    pub(super) fn names_changed(&mut self) {
+        self.names_changed = true;
+    }
+
     /// A deleted segment needs no sync, and must not keep descriptors for one.
     pub(super) fn forget(&mut self, segment: &Arc<Segment>) {
         self.sealed.retain(|(sealed, _)| !Arc::ptr_eq(sealed, segment));
@@ -145,6 +155,9 @@ impl Log {
     pub(crate) fn begin_sync(&mut self) -> Result<Vec<FileRef>> {
         debug_assert!(self.sync.running.is_none(), "one sync at a time");
         self.check_usable()?;
+        if !planted(Bug::AbortedUnsynced) {
+            self.seal_aborted()?;
+        }
         let up_to = self.shared.offsets.log_end();
         // What may fail comes first: from the first `take` on, forgetting a file would be a lie.
         let active = match self.sync.covered < up_to && self.active.bytes > 0 {

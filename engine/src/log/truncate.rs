@@ -143,6 +143,6 @@ impl Log {
         if self.epochs.truncate_suffix(cut.offset) {
             self.store_epochs()?;
         }
-        Ok(())
+        self.load_producers(super::Trust::UpToLogEnd)
     }
 }

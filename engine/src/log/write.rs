@@ -20,6 +20,8 @@ pub(crate) enum AppendOrigin {
     /// This log: base offsets follow the log end, batches are stamped with the epoch (`None`: the
     /// latest the partition knows).
     Leader(Option<i32>),
+    /// A transaction coordinator, by this log's leader: the batch is a marker.
+    Marker { leader_epoch: Option<i32>, transaction_version: i16 },
     /// A leader elsewhere: offsets and epochs are in the batches, and must continue the log.
     Follower,
 }
@@ -39,11 +41,13 @@ pub(crate) struct WriteOutcome<R> {
 }
 
 /// Offsets and epoch that an append got.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Written {
     pub(crate) base_offset: i64,
     pub(crate) last_offset: i64,
     pub(crate) leader_epoch: i32,
+    /// The offsets are those of batches that were there already.
+    pub(crate) duplicate: bool,
 }
 
 /// A shard's buffer for what its logs are about to write: each has a stretch of it.
@@ -128,9 +132,24 @@ impl Log {
         if let Some(ahead) = ahead.as_deref_mut() {
             self.journal_gap(ahead);
         }
+        self.sweep_producers();
         let (from, next_offset) = (staging.end(), self.shared.offsets.log_end());
         let mut staged = Staged { from, to: from, next_offset, handed_over: false };
         for request in requests {
+            match self.duplicate_of(&request) {
+                Ok(None) => {}
+                // The batch it repeats is still to be written: they share its fate.
+                Ok(Some(found)) if found.last_offset >= self.shared.offsets.log_end() => {
+                    staging.replies.push(Some((request.reply, found)));
+                    staged.to = staging.end();
+                    continue;
+                }
+                found => {
+                    let result = found.map(|found| found.unwrap_or_default());
+                    outcomes.push(WriteOutcome { reply: request.reply, result });
+                    continue;
+                }
+            }
             let room = reborrow(&mut ahead);
             let placed = self
                 .make_room(&request.bytes, staging, &mut staged, room, outcomes)
@@ -223,6 +242,7 @@ impl Log {
         staged: &Staged,
     ) -> Result<Written> {
         let placed = self.place_batches(request, staging, staged);
+        self.decide_producers(placed.is_ok());
         if placed.is_err() {
             staging.cut(&staged.to);
         }
@@ -237,7 +257,9 @@ impl Log {
     ) -> Result<Written> {
         let mut next_offset = staged.next_offset;
         let leader_epoch = match request.origin {
-            AppendOrigin::Leader(epoch) => Some(self.leader_epoch(epoch)?),
+            AppendOrigin::Leader(epoch) | AppendOrigin::Marker { leader_epoch: epoch, .. } => {
+                Some(self.leader_epoch(epoch)?)
+            }
             AppendOrigin::Follower => None,
         };
         let mut first = None;
@@ -269,6 +291,7 @@ impl Log {
                 }
                 None => {}
             }
+            self.try_producer(&header, batch, request.origin)?;
             self.assign_epoch(header.leader_epoch.max(0), header.base_offset)?;
             first.get_or_insert(header.base_offset);
             epoch = header.leader_epoch;
@@ -281,11 +304,12 @@ impl Log {
             base_offset: first.unwrap_or(next_offset),
             last_offset: next_offset - 1,
             leader_epoch: epoch,
+            duplicate: false,
         })
     }
 
     /// The epoch to stamp, if it is not older than one that was seen.
-    fn leader_epoch(&self, given: Option<i32>) -> Result<i32> {
+    pub(super) fn leader_epoch(&self, given: Option<i32>) -> Result<i32> {
         let current = self.epochs.latest().unwrap_or(0).max(self.shared.leader_epoch.get());
         match given {
             Some(given) if given < current => Err(Error::EpochFenced {
@@ -346,8 +370,11 @@ impl Log {
         let result = self.write_bytes(bytes);
         if result.is_ok() {
             let batches = staging.batches.get(staged.from.batches..staged.to.batches);
+            self.before_publish();
             self.publish(batches.unwrap_or_default(), bytes.len(), staged.next_offset);
+            self.after_publish();
         } else {
+            self.on_producers_failed();
             if staged.handed_over {
                 self.undo_hand_over(position, log_end);
             }

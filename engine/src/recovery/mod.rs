@@ -11,7 +11,7 @@
 //!    recovery point on is walked, batch by batch, and its indexes are built anew.
 //! 5. Below the *mark*, the greater of recovery point and journal, a bad batch is damage and
 //!    nothing is cut; past it the log ends there.
-//! 6. Leader epochs are cut to the log.
+//! 6. Leader epochs are cut to the log; producers are loaded (`log/rebuild.rs`).
 //!
 //! A read-only open does the same in memory and writes nothing.
 
@@ -26,7 +26,7 @@ use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
-    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Watchers,
+    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Trust, Watchers,
     create_first, create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
@@ -39,8 +39,8 @@ use arc_swap::ArcSwap;
 use leftovers::{list_segments, remove_segment};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 /// How a directory is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,6 +242,13 @@ pub(crate) fn open_partition(opening: Opening<'_>) -> Result<Opened> {
     let shared = Arc::new(shared);
     let mut log =
         active.map(|active| Log::new(Arc::clone(&shared), disk, Arc::clone(opening.clock), active));
+    if let Some(log) = &mut log {
+        log.load_producers(match opening.mode {
+            Mode::Clean => Trust::Clean,
+            Mode::Crashed => Trust::UpToSegmentOf(opening.checkpoints.recovery_point),
+            Mode::Killed | Mode::ReadOnly => Trust::UpToLogEnd,
+        })?;
+    }
     if let (Some(log), true) = (&mut log, opening.doubt) {
         log.write_anew()?;
     }
@@ -262,6 +269,7 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         leader_epoch: AtomicI32Max::new(0),
         space: Arc::clone(&opening.space),
         indexes_rebuilt: AtomicU32::new(0),
+        transactions: Mutex::default(),
         cut_from: AtomicI64::new(-1),
         cuts: AtomicU64::new(0),
         watchers: Watchers::default(),

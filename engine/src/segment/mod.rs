@@ -22,6 +22,7 @@ mod verified;
 
 pub(crate) use files::OpenFiles;
 pub(crate) use index::{IndexWriter, OFFSET_ENTRY, OffsetEntry, SegmentIndex, TIME_ENTRY};
+pub(crate) use published::{Published, Writer as PublishedWriter};
 pub(crate) use scan::{Scanned, Scanner, header_at};
 
 use crate::error::{Error, Result};
@@ -77,6 +78,10 @@ pub(crate) struct Segment {
     base_offset: i64,
     file: FileSlot,
     index: OnceLock<SegmentIndex>,
+    /// Aborted transactions whose markers are in it, four words each (`producers`).
+    aborted: OnceLock<Arc<Published<4>>>,
+    /// What is not in `aborted` does not exist: there is no file to look into.
+    aborted_is_known: AtomicBool,
     /// End offset − base in the high half, bytes in the low half.
     tail: AtomicU64,
     max_timestamp: AtomicI64,
@@ -100,6 +105,8 @@ impl Segment {
             base_offset,
             file: FileSlot::new(path),
             index: OnceLock::new(),
+            aborted: OnceLock::new(),
+            aborted_is_known: AtomicBool::new(false),
             tail: AtomicU64::new(0),
             max_timestamp: AtomicI64::new(-1),
             leases: AtomicUsize::new(0),
@@ -170,6 +177,25 @@ impl Segment {
 
     pub(crate) fn set_index(&self, index: SegmentIndex) {
         let _ = self.index.set(index);
+    }
+
+    /// Aborted transactions, if any are in memory.
+    pub(crate) fn aborted(&self) -> Option<&Arc<Published<4>>> {
+        self.aborted.get()
+    }
+
+    /// False if there may be a file of them that nobody has read yet.
+    pub(crate) fn aborted_is_known(&self) -> bool {
+        self.aborted_is_known.load(Ordering::Acquire)
+    }
+
+    /// Notes all aborted transactions that there are so far. Two readers may both load them; one
+    /// array is kept.
+    pub(crate) fn set_aborted(&self, aborted: Option<Arc<Published<4>>>) {
+        if let Some(aborted) = aborted {
+            let _ = self.aborted.set(aborted);
+        }
+        self.aborted_is_known.store(true, Ordering::Release);
     }
 
     /// The index, if it is in memory.

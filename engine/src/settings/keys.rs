@@ -43,6 +43,12 @@ pub(crate) const KEYS: &[Key] = &[
         set: |c, v| put(&mut c.index_interval_bytes, number(v)),
     },
     Key {
+        name: "producer_id_expiration_ms",
+        kafka: "",
+        get: |c| c.producer_id_expiration_ms.to_string(),
+        set: |c, v| put(&mut c.producer_id_expiration_ms, number(v)),
+    },
+    Key {
         name: "retention_bytes",
         kafka: "retention.bytes",
         get: |c| limit_text(c.retention_bytes),
@@ -136,6 +142,7 @@ mod tests {
             index_interval_bytes: 7,
             batch_bytes_max: 100,
             high_watermark: HighWatermark::SetByHost,
+            producer_id_expiration_ms: 11,
             retention_ms: None,
             retention_bytes: Some(8),
             retention_records: Some(9),

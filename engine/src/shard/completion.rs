@@ -32,6 +32,9 @@ pub struct AppendInfo {
     pub leader_epoch: crate::LeaderEpoch,
     /// The class that was really met.
     pub durability: Durability,
+    /// An idempotent producer sent it again: nothing was written, and the offsets are those it got
+    /// the first time.
+    pub duplicate: bool,
 }
 
 /// One answer out of a [`CompletionQueue`].

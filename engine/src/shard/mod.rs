@@ -35,6 +35,7 @@ use crate::io::{Alive, Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
+use crate::producers::ProducerState;
 use crate::state::Store;
 use mailbox::{Full, Sender, mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,6 +66,7 @@ pub(crate) enum Message {
     Truncate(Slot, Offset, Promise<Offset>),
     Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
+    Producers(Slot, Promise<Vec<ProducerState>>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),
     /// Forgets a partition whose directory is about to go.

@@ -253,6 +253,9 @@ impl Shard {
                 });
                 promise.answer(result.map(Offset));
             }
+            Message::Producers(slot, promise) => {
+                promise.answer(self.with_log(slot, |log| Ok(log.producer_states())));
+            }
             Message::Close(slot, promise) => {
                 self.write_dirty(true);
                 self.settle(slot);
@@ -473,6 +476,7 @@ impl Shard {
                 last_offset: Offset(written.last_offset),
                 leader_epoch: LeaderEpoch(written.leader_epoch),
                 durability,
+                duplicate: written.duplicate,
             });
             match info {
                 Ok(info) if durability == Durability::Durable && !planted(Bug::AckBeforeSync) => {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
 //! | `values.rs` | what its values, and the cursors of a group, must be |
+//! | `producers.rs` | clients with sequences and transactions, and what must be known of them |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `retain.rs` | retention, pins and settings in such a life |
 //! | `state.rs` | values and cursors over a crash at a chosen moment |
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod model;
+mod producers;
 mod retain;
 mod run;
 mod state;
@@ -141,7 +143,9 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if matches!(bug, Bug::SyncAgain | Bug::SyncBelieved) {
+        let by_faults =
+            [Bug::SyncAgain, Bug::SyncBelieved, Bug::KeepStagedProducers, Bug::SnapshotPastSynced];
+        if by_faults.contains(&bug) {
             plan.faults = 20_000;
         }
         plan.retention |= bug.is_of_retention();
@@ -164,6 +168,11 @@ fn each_planted_bug_is_caught() {
         Bug::StateRenamedUnsynced,
         Bug::ChangeBeforeAppends,
         Bug::AppendBeforeChanges,
+        Bug::KeepStagedProducers,
+        Bug::SnapshotPastLogEnd,
+        Bug::SnapshotPastSynced,
+        Bug::ForgetAborted,
+        Bug::AbortedUnsynced,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::producers::marker_number;
 use crate::format::Batches;
 use crate::{Error, FetchOptions, Isolation, Offset, Partition};
 
@@ -62,6 +63,11 @@ impl Model {
 
     pub(super) fn submitted(&mut self, number: u64, count: i64) {
         self.unknown.push((number, count));
+    }
+
+    /// It is not written, and never will be.
+    pub(super) fn refused(&mut self, number: u64) {
+        self.unknown.retain(|(unknown, _)| *unknown != number);
     }
 
     pub(super) fn on_written(&mut self, stored: Stored, durable: bool) {
@@ -239,8 +245,13 @@ fn read_all(partition: &Partition, start: i64, end: i64) -> Result<Vec<Stored>, 
             for record in decoded.records() {
                 let record = record.map_err(|fault| fault.to_string())?;
                 let value = record.value.unwrap_or_default();
-                let of = value.get(..8).and_then(|bytes| bytes.try_into().ok());
-                let of = of.map(u64::from_le_bytes).ok_or("a value that nobody wrote")?;
+                let of = match header.attributes.is_control() {
+                    true => marker_number(record.key, record.value)?,
+                    false => {
+                        let of = value.get(..8).and_then(|bytes| bytes.try_into().ok());
+                        of.map(u64::from_le_bytes).ok_or("a value that nobody wrote")?
+                    }
+                };
                 if *number.get_or_insert(of) != of {
                     return Err("records of two batches in one".into());
                 }

@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::model::{Died, Model, Stored};
+use super::producers::{self, CLIENTS, Client};
 use super::retain::Terms;
 use super::values::{Held, Values};
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
+use crate::io::Clock;
 use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
 use crate::{
     AppendInfo, AppendOptions, Cursor, Durability, LeaderEpoch, Offset, Partition, Pending,
@@ -80,6 +82,7 @@ pub(super) struct Life {
     /// Of each partition's values, and at the end of the group's cursors.
     values: Vec<Values>,
     commits: Vec<(u64, Pending<()>)>,
+    clients: Vec<Vec<Client>>,
     next_number: u64,
     pub(super) seen: Seen,
     pub(super) verbose: bool,
@@ -88,8 +91,18 @@ pub(super) struct Life {
 
 /// An append or a change of values, in the order they were handed in.
 enum Waiting {
-    Append { number: u64, count: i64, answer: Pending<AppendInfo> },
-    Change { number: u64, durability: Durability, answer: Pending<()> },
+    Append {
+        number: u64,
+        count: i64,
+        answer: Pending<AppendInfo>,
+        /// Which client of its partition sent it, and what, if it is not a marker.
+        client: Option<(usize, Option<Vec<u8>>)>,
+    },
+    Change {
+        number: u64,
+        durability: Durability,
+        answer: Pending<()>,
+    },
 }
 
 impl Waiting {
@@ -133,6 +146,7 @@ impl Life {
             partitions: Vec::new(),
             models: (0..partitions).map(|_| Model::default()).collect(),
             pending: (0..partitions).map(|_| Vec::new()).collect(),
+            clients: (0..partitions).map(|_| Client::all()).collect(),
             values: (0..=partitions).map(|_| Values::default()).collect(),
             commits: Vec::new(),
             next_number: 1,
@@ -245,6 +259,7 @@ impl Life {
             }
             self.models[number as usize]
                 .check(&partition, died)
+                .and_then(|()| producers::check(&partition))
                 .map_err(|e| format!("partition {number}: {e}"))?;
             self.terms[number as usize]
                 .check(&partition)
@@ -255,6 +270,9 @@ impl Life {
             self.values[number as usize]
                 .check(&found, died)
                 .map_err(|e| format!("values of partition {number}: {e}"))?;
+            for client in &mut self.clients[number as usize] {
+                client.is_lost = true;
+            }
             self.seen.recovered += 1;
             self.partitions.push(partition);
         }
@@ -277,9 +295,7 @@ impl Life {
             false => Died::Process,
         };
         let kind = if died == Died::Machine { CrashKind::Power } else { CrashKind::Process };
-        let rate = self.plan.faults;
-        let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
-        self.world.set_fault_rates(rates);
+        self.set_faults(self.plan.faults);
         // Out of which only a reboot leads.
         let aborts = died == Died::Machine && self.rng.below(4) == 0;
         self.world.set_knobs(Knobs { aborts, ..knobs() });
@@ -371,10 +387,10 @@ impl Life {
         if self.plan.retention && self.rng.below(4) == 0 {
             return self.retention_operation(at);
         }
-        match self.rng.below(50) {
-            40..=43 => self.change(at, Durability::Durable),
-            44..=46 => self.change(at, Durability::Written),
-            47..=49 => self.commit(),
+        match self.rng.below(66) {
+            56..=59 => self.change(at, Durability::Durable),
+            60..=62 => self.change(at, Durability::Written),
+            63..=65 => self.commit(),
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
             25..=31 => self.turn(),
@@ -388,6 +404,10 @@ impl Life {
                 let _ = self.engine.as_ref().unwrap().keep();
             }
             38 => self.world.clock().advance(Duration::from_millis(120)),
+            39..=46 => self.produce(at),
+            47..=51 => self.end_transaction(at),
+            52 => self.send_again(at),
+            53 => self.check_producers(at),
             _ => self.settle(),
         }
     }
@@ -406,7 +426,109 @@ impl Life {
         // A full mailbox is no answer about the batch.
         if let Ok(answer) = self.partitions[at].start_append(batch.build().unwrap(), options) {
             self.models[at].submitted(number, count);
-            self.pending[at].push(Waiting::Append { number, count, answer });
+            self.pending[at].push(Waiting::Append { number, count, answer, client: None });
+        }
+    }
+
+    fn set_faults(&self, rate: u32) {
+        let rates = FaultRates { read: 0, write: rate, sync: rate, open: rate, names: rate };
+        self.world.set_fault_rates(rates);
+    }
+
+    /// A client that knows where it is; none if the partition does not answer.
+    fn client(&mut self, at: usize, which: usize) -> Option<()> {
+        if self.clients[at][which].is_lost {
+            self.settle();
+            let states = self.partitions[at].producers().ok()?;
+            self.clients[at][which].find_itself(&states);
+        }
+        Some(())
+    }
+
+    fn durability(&mut self) -> AppendOptions {
+        let durability = if self.rng.coin() { Durability::Durable } else { Durability::Written };
+        AppendOptions { durability, leader_epoch: None }
+    }
+
+    fn produce(&mut self, at: usize) {
+        let which = self.rng.index(CLIENTS);
+        let Some(()) = self.client(at, which) else { return };
+        let number = self.next_number;
+        self.next_number += 1;
+        let count = 1 + i64::try_from(self.rng.below(3)).unwrap();
+        let (bytes, now) = (self.rng.index(200), self.world.clock().now_ms());
+        let options = self.durability();
+        let client = &mut self.clients[at][which];
+        let batch = client.batch(number, count, bytes, now);
+        match self.partitions[at].start_append(batch.clone(), options) {
+            Ok(answer) => {
+                self.models[at].submitted(number, count);
+                let client = Some((which, Some(batch)));
+                self.pending[at].push(Waiting::Append { number, count, answer, client });
+            }
+            Err(_) => client.is_lost = true,
+        }
+    }
+
+    fn end_transaction(&mut self, at: usize) {
+        let which = CLIENTS / 2 + self.rng.index(CLIENTS / 2);
+        let Some(()) = self.client(at, which) else { return };
+        let number = self.next_number;
+        self.next_number += 1;
+        let version = i16::try_from(self.rng.below(3)).unwrap();
+        let (options, now) = (self.durability(), self.world.clock().now_ms());
+        let client = &mut self.clients[at][which];
+        let marker = client.marker(number, version, now);
+        match self.partitions[at].start_append_marker(&marker, options) {
+            Ok(answer) => {
+                self.models[at].submitted(number, 1);
+                let client = Some((which, None));
+                self.pending[at].push(Waiting::Append { number, count: 1, answer, client });
+            }
+            Err(_) => client.is_lost = true,
+        }
+    }
+
+    /// A client has not seen the answer to its last batch.
+    fn send_again(&mut self, at: usize) {
+        self.settle();
+        let which = self.rng.index(CLIENTS);
+        let partition = &self.partitions[at];
+        let Ok(states) = partition.producers() else { return };
+        let Some((bytes, info)) = self.clients[at][which].last_known(&states) else { return };
+        let end = partition.log_end_offset();
+        let again = match partition.append(bytes.clone(), AppendOptions::default()) {
+            Ok(again) => again,
+            Err(error) => {
+                let refused = matches!(error, crate::Error::Producer { .. });
+                assert!(!refused, "a batch that is remembered was refused: {error}");
+                return;
+            }
+        };
+        assert!(again.duplicate, "written twice: {again:?}");
+        assert_eq!((again.base_offset, again.last_offset), (info.base_offset, info.last_offset));
+        assert_eq!(partition.log_end_offset(), end);
+    }
+
+    fn check_producers(&mut self, at: usize) {
+        self.settle();
+        if self.plan.fail_at.is_some() {
+            return;
+        }
+        // One that has failed is whole again when it is reopened, not before.
+        match self.partitions[at].flush() {
+            Ok(durable) => self.models[at].on_durable(durable.0),
+            Err(_) => return,
+        }
+        // What a reader is told of a fault is no fault of what is known.
+        self.set_faults(0);
+        let checked = producers::check(&self.partitions[at]);
+        self.set_faults(self.plan.faults);
+        // The plug may have been pulled while it read.
+        if self.world.died().is_none()
+            && let Err(what) = checked
+        {
+            panic!("partition {at}: {what}");
         }
     }
 
@@ -466,8 +588,10 @@ impl Life {
         for (at, pending) in self.pending.iter_mut().enumerate() {
             // Answers of one partition are looked at in the order of their appends.
             while pending.first().is_some_and(Waiting::is_ready) {
-                let (number, count, answer) = match pending.remove(0) {
-                    Waiting::Append { number, count, answer } => (number, count, answer),
+                let (number, count, answer, client) = match pending.remove(0) {
+                    Waiting::Append { number, count, answer, client } => {
+                        (number, count, answer, client)
+                    }
                     Waiting::Change { number, durability, answer } => {
                         let answer = answer.wait();
                         if self.verbose {
@@ -487,7 +611,20 @@ impl Life {
                         continue;
                     }
                 };
-                let Ok(info) = answer.wait() else { continue };
+                let (info, client) = match (answer.wait(), client) {
+                    (Ok(info), client) => (info, client),
+                    (Err(error), Some((which, _))) => {
+                        self.clients[at][which].is_lost = true;
+                        if matches!(error, crate::Error::Producer { .. }) {
+                            self.models[at].refused(number);
+                        }
+                        continue;
+                    }
+                    (Err(_), None) => continue,
+                };
+                if let Some((which, Some(bytes))) = client {
+                    self.clients[at][which].answered(bytes, info);
+                }
                 let durable = info.durability == Durability::Durable;
                 let stored = Stored { number, base: info.base_offset.0, count };
                 if self.verbose {
@@ -550,6 +687,7 @@ impl Life {
             return;
         }
         self.models[at].truncating(to);
+        self.clients[at].iter_mut().for_each(|client| client.is_lost = true);
         let truncated = self.partitions[at].truncate(Offset(to));
         say!(self, "partition {at} truncated to {to}: {truncated:?}");
         if truncated.is_ok() {

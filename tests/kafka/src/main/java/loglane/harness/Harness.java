@@ -60,6 +60,10 @@ public final class Harness {
                     number(args, 3, "records"), Long.parseLong(need(args, 4, "seed")), rest(args, 5));
             case "consume" ->
                 Consume.run(Workdir.at(need(args, 0, "workdir")), need(args, 1, "topic"), need(args, 2, "out-file"));
+            case "transactions" ->
+                Transactions.run(Workdir.at(need(args, 0, "workdir")), need(args, 1, "topic"), number(args, 2, "count"));
+            case "producers" ->
+                Transactions.describe(Workdir.at(need(args, 0, "workdir")), need(args, 1, "topic"));
             case "dump" -> Dump.run(args);
             case "rebuild" ->
                 Rebuild.run(need(args, 0, "partition-dir"), need(args, 1, "out-dir"), rest(args, 2));
