@@ -10,6 +10,7 @@ mod doctor;
 mod dump;
 mod explain;
 mod failure;
+mod groups;
 mod output;
 mod partitioner;
 mod produce;
@@ -75,6 +76,9 @@ enum Command {
     /// Print records; works while another process writes
     #[command(after_help = EXIT_CODES)]
     Consume(consume::Consume),
+    /// List, describe, reset and delete consumer groups
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Groups(groups::Groups),
     /// Show what is in files of a log, as Kafka's DumpLogSegments does
     #[command(after_help = EXIT_CODES)]
     Dump(dump::Dump),
@@ -131,6 +135,7 @@ fn main() -> ExitCode {
         Command::Topics(command) => command.run(global, &mut out),
         Command::Produce(command) => command.run(global, &mut out),
         Command::Consume(command) => command.run(global, &mut out),
+        Command::Groups(command) => command.run(global, &mut out),
         Command::Dump(command) => command.run(global, &mut out),
         Command::Verify(command) => command.run(global, &mut out),
         Command::Explain(command) => command.run(global, &mut out),

@@ -8,10 +8,10 @@ use crate::output::{Output, bytes_human};
 use crate::progress::Progress;
 use crate::{exit_for, verify::log_bytes};
 use clap::Args;
-use loglane::{Engine, RecoveryReport};
+use loglane::{Engine, RecoveryReport, StateDamage};
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Writes what is in journals to the segments, syncs all of it, and marks the directory as closed:
 /// then stock Kafka can open it. Needs no free space, and can be run again if it is interrupted.
@@ -20,6 +20,10 @@ pub(crate) struct Recover {
     /// The data directory; default: --dir
     #[arg(value_name = "DIR")]
     path: Option<PathBuf>,
+    /// Go on without the values and group offsets that a damaged state file has lost; the file stays
+    /// under another name
+    #[arg(long)]
+    accept_state_damage: bool,
 }
 
 impl Recover {
@@ -40,9 +44,15 @@ impl Recover {
             progress.add(bytes(name));
         }
         let reports = engine.recovery_reports();
+        let kept = match self.accept_state_damage {
+            true => engine.accept_state_damage()?,
+            false => None,
+        };
+        let state_damage = engine.state_damage();
         engine.close()?;
         progress.finish();
-        let mut damaged = false;
+        print_state(&state_damage, kept.as_deref(), out)?;
+        let mut damaged = !state_damage.is_empty();
         for (name, report) in &reports {
             damaged |= !report.damaged.is_empty();
             print(&name.to_string(), report, out)?;
@@ -53,6 +63,32 @@ impl Recover {
         }
         Ok(exit_for(damaged))
     }
+}
+
+fn print_state(
+    damage: &[StateDamage],
+    kept: Option<&Path>,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    for StateDamage { path, position, length } in damage {
+        out.item(
+            || {
+                format!(
+                    "{}: {length} bytes at {position} are not what was written; no value or group \
+                     offset is given out: restore it, or use --accept-state-damage",
+                    path.display()
+                )
+            },
+            || json!({ "state_damage": path, "position": position, "length": length }),
+        )?;
+    }
+    if let Some(kept) = kept {
+        out.item(
+            || format!("went on without what is lost; the damaged file is {}", kept.display()),
+            || json!({ "state_damage_accepted": true, "file": kept }),
+        )?;
+    }
+    Ok(())
 }
 
 fn print(name: &str, report: &RecoveryReport, out: &mut Output) -> Result<(), Failure> {

@@ -34,6 +34,18 @@ impl Verify {
                 print(None, &finding, out)?;
             }
         }
+        for damage in inspect::verify_state(&dir)? {
+            damaged = true;
+            let finding = Finding {
+                severity: Severity::Damage,
+                path: damage.path,
+                position: Some(damage.position),
+                offsets: None,
+                what: format!("{} bytes are not what was written", damage.length),
+                advice: "restore the file, or go on without: loglane recover --accept-state-damage",
+            };
+            print(None, &finding, out)?;
+        }
         for (name, path) in &target.partitions {
             let mut on_bytes = |bytes| {
                 progress.add(bytes);

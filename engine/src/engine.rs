@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod cursors;
+
 use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
 use crate::config::{Config, PartitionConfig};
@@ -24,6 +26,7 @@ use crate::shard::{
     ShardHandle,
 };
 use crate::space::Space;
+use crate::state::{self, Found, Store};
 use crate::topic::TopicPartition;
 use names::{delete_name, is_delete_name};
 use std::collections::BTreeMap;
@@ -57,6 +60,10 @@ pub struct EngineStat {
     pub journal_bytes_written: u64,
     /// Segments that were deleted since the open, by reason.
     pub deleted: RetentionStat,
+    /// Size of the file of values and cursors.
+    pub state_bytes: u64,
+    /// Bytes of the values and cursors that are in it, about.
+    pub state_live_bytes: u64,
 }
 
 /// An open data directory. One process has it at a time; others may read ([`crate::View`]).
@@ -96,6 +103,8 @@ pub(crate) struct Core {
     old_journals: Arc<AtomicBool>,
     /// To be written when every partition is recovered.
     session: Mutex<Option<Session>>,
+    /// Values of partitions, cursors of groups.
+    state: Arc<Store>,
     /// What earlier sessions left in journals; taken when it is not needed any more.
     replay: Mutex<Option<Arc<Replay>>>,
 }
@@ -154,7 +163,7 @@ impl Engine {
             Some(before) if before.mount.is_some() && before.mount == mount => Mode::Killed,
             _ => Mode::Crashed,
         };
-        let replay = read_journals(disk.as_ref(), &dir, &names, mode)?;
+        let mut replay = read_journals(disk.as_ref(), &dir, &names, mode)?;
         let number = replay.next_session.max(before.as_ref().map_or(0, |b| b.number + 1));
         let space = Arc::new(Space::open(
             Arc::clone(&disk),
@@ -174,6 +183,12 @@ impl Engine {
             // Before the mark goes: a crash must not find journals that nobody reads.
             journal::remove(disk.as_ref(), &dir, &replay.paths)?;
         }
+        let found = if mode == Mode::Clean { Found::Clean } else { Found::Crashed };
+        let journalled = std::mem::take(&mut replay.states);
+        let lives = |name: &TopicPartition| {
+            names.partitions.binary_search_by(|(there, _)| there.cmp(name)).is_ok()
+        };
+        let state = Arc::new(state::open(Arc::clone(&disk), &dir, found, &journalled, &lives)?);
         // From here on a crash means recovery, also one in the middle of this open.
         let doubt = before.as_ref().is_some_and(|before| before.doubt);
         let session = Session { number, mount, doubt: false };
@@ -203,6 +218,7 @@ impl Engine {
             number,
             outstanding: &outstanding,
             old_journals: &old_journals,
+            state: &state,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
         let polls = Arc::new(LongPolls::new(Arc::clone(&config.clock)));
@@ -224,6 +240,7 @@ impl Engine {
             ours: before.is_some(),
             doubt,
             old_journals,
+            state,
             session: Mutex::new((mode == Mode::Crashed).then_some(session)),
             replay: Mutex::new((mode != Mode::Clean).then(|| Arc::new(replay))),
         };
@@ -281,6 +298,8 @@ impl Engine {
             journal_writes: sum(|g| &g.frames),
             journal_bytes_written: sum(|g| &g.frame_bytes),
             deleted: self.core.terms.counters.stat(),
+            state_bytes: self.core.state.file_bytes(),
+            state_live_bytes: self.core.state.live_bytes(),
         }
     }
 
@@ -436,6 +455,7 @@ impl Engine {
             shard.stop();
         }
         result = result.and_then(|()| self.checkpoint());
+        result = result.and_then(|()| core.state.close());
         result = result.and_then(|()| core.leave_plain());
         drop(open);
         result
@@ -445,6 +465,7 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn keep(&self) -> Result<bool> {
         self.core.keeper.round(&self.core.registry);
+        self.core.keep_state();
         self.core.recover_next()
     }
 
@@ -469,7 +490,10 @@ impl Engine {
             .name("loglane-keeper".into())
             .spawn(move || {
                 let interval = Duration::from_millis(core.config.checkpoint_interval_ms);
-                core.keeper.run(interval, &core.registry, || core.recover_next());
+                core.keeper.run(interval, &core.registry, || {
+                    core.keep_state();
+                    core.recover_next()
+                });
             })
             .map_err(|e| Error::io("start a thread for", &self.core.config.dir, e))?;
         *self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -493,6 +517,13 @@ impl Core {
     /// All partitions; those that are not open are opened.
     pub(crate) fn open_all(&self) -> Result<Vec<Partition>> {
         self.registry.all().iter().map(|entry| self.open_entry(entry)).collect()
+    }
+
+    /// Keeps the state file from growing past what it holds.
+    fn keep_state(&self) {
+        if let Err(error) = self.state.rewrite_if_grown() {
+            tracing::warn!(%error, "the state file is not written anew; the next round tries again");
+        }
     }
 
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
@@ -602,6 +633,7 @@ impl Core {
         }
         let to = self.config.dir.join(delete_name(&entry.name));
         self.disk.rename(&entry.dir, &to).map_err(|e| Error::io("rename", &entry.dir, e))?;
+        self.state.forget_partition(&entry.name)?;
         // Leases keep their descriptors: the bytes live until the last of them is released.
         if let Err(error) = self.disk.remove_dir_all(&to) {
             tracing::warn!(dir = %to.display(), %error, "removed at the next open");
@@ -649,6 +681,7 @@ impl Core {
         let journals = list(disk, dir)?.journals;
         let journals: Vec<PathBuf> = journals.iter().map(|name| dir.join(name)).collect();
         journal::remove(disk, dir, &journals)?;
+        self.state.remove_if_empty()?;
         self.space.close()?;
         io::remove_alive(disk, dir).map_err(|e| Error::io("remove files in", dir, e))?;
         session::remove(disk, dir)?;
@@ -672,6 +705,7 @@ struct Shards<'a> {
     number: u64,
     outstanding: &'a Arc<Outstanding>,
     old_journals: &'a Arc<AtomicBool>,
+    state: &'a Arc<Store>,
 }
 
 impl Shards<'_> {
@@ -704,6 +738,7 @@ impl Shards<'_> {
                 alive: Alive::new(self.disk.as_ref(), dir, number)
                     .map_err(|e| Error::io("create a file in", dir, e))?,
                 old_journals: Arc::clone(self.old_journals),
+                state: Arc::clone(self.state),
                 retired,
                 make_journal: self.journal_maker(threads),
                 store_recovery_points: Arc::new(move || points_to.write_checkpoints(&points_of)),

@@ -36,6 +36,7 @@
 //! | `log` | one partition: segments and offsets; append, roll, sync, fetch |
 //! | `segment` | one segment: file, lock-free index, walk |
 //! | [`mod@format`] | record batches: bytes in, bytes out |
+//! | `state` | values of partitions and cursors of consumer groups: one file, durable through the journal |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
 //! | `settings`, `retention` | what is stored of topics; what may be deleted, pins, why a segment is still here |
 //! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
@@ -78,6 +79,7 @@ mod shard;
 #[cfg(test)]
 mod sim;
 mod space;
+mod state;
 mod sync;
 mod topic;
 mod unlink;
@@ -101,6 +103,9 @@ pub use retention::{
 pub use segment::DamagedRange;
 pub use settings::SettingsChange;
 pub use shard::{AppendInfo, Completion, CompletionQueue, Durability, Mark, Pending};
+pub use state::{
+    CURSOR_METADATA_MAX, Cursor, GROUP_NAME_MAX, KEY_BYTES_MAX, StateDamage, VALUE_BYTES_MAX,
+};
 pub use topic::{CLUSTER_METADATA_TOPIC, TOPIC_NAME_MAX, TopicPartition};
 pub use uuid::Uuid;
 pub use view::{PartitionView, View};

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod values;
+
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault, BatchHeader};
 use crate::log::{

@@ -19,6 +19,14 @@ pub(crate) enum Bug {
     RetentionPassesHighWatermark,
     /// Retention deletes what is pinned.
     RetentionIgnoresPins,
+    /// The state file takes its name before its bytes are on disk.
+    StateRenamedUnsynced,
+    /// A journal file is begun again though the changes of values in it are not in a synced file.
+    StateRecycledEarly,
+    /// A change of values is answered as durable though appends before it are not.
+    ChangeBeforeAppends,
+    /// An append is answered as durable though changes of values before it are not.
+    AppendBeforeChanges,
 }
 
 #[cfg(test)]

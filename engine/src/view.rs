@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod cursors;
+
 use crate::checkpoint::{self, PartitionOffsets};
 use crate::config::{HighWatermark, PartitionConfig};
 use crate::error::{Error, Result};

@@ -1,5 +1,5 @@
 //! kill -9 during appends and rolls: everything flushed before is there, offsets are dense, indexes
-//! are what a rebuild gives. Method: a child process writes and says what was flushed; it is killed
+//! are what a rebuild gives, and values are as they were answered. Method: a child process writes and says what was flushed; it is killed
 //! after a random time, its directory opened, checked, and given to the next child.
 #![allow(
     clippy::unwrap_used,
@@ -20,11 +20,14 @@ use std::time::Duration;
 const KILLS: u64 = 200;
 const PARTITIONS: u32 = 3;
 
+/// By partition, what was flushed and what a value was set to.
+type Promised = BTreeMap<u32, (i64, i64)>;
+
 #[test]
 fn everything_flushed_before_a_kill_is_there_and_offsets_are_dense() {
     let kills = std::env::var("LOGLANE_KILLS").map_or(KILLS, |text| text.parse().unwrap());
     let mut dir = tempfile::tempdir().unwrap();
-    let mut flushed = BTreeMap::new();
+    let mut flushed = Promised::new();
     let (mut records, mut rolls) = (0, 0);
     for round in 0..kills {
         if round.is_multiple_of(25) {
@@ -41,7 +44,7 @@ fn everything_flushed_before_a_kill_is_there_and_offsets_are_dense() {
     assert!(records > 0 && rolls > 0, "the writer never got to write");
 }
 
-fn run_and_kill(dir: &Path, round: u64, flushed: &mut BTreeMap<u32, i64>) {
+fn run_and_kill(dir: &Path, round: u64, flushed: &mut Promised) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kill-target"))
         .args([dir.to_str().unwrap(), &PARTITIONS.to_string(), &(round * 7919 + 1).to_string()])
         .stdout(Stdio::piped())
@@ -49,15 +52,22 @@ fn run_and_kill(dir: &Path, round: u64, flushed: &mut BTreeMap<u32, i64>) {
         .unwrap();
     let out = child.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
-        let mut seen = BTreeMap::new();
+        let mut seen = Promised::new();
         // A line that the kill cut short says nothing.
         for line in BufReader::new(out).split(b'\n').map(|line| line.unwrap()) {
             let line = String::from_utf8(line).unwrap();
             let mut words = line.split(' ');
-            if let (Some("flushed"), Some(partition), Some(offset)) =
+            let (Some(what), Some(partition), Some(offset)) =
                 (words.next(), words.next(), words.next())
-            {
-                seen.insert(partition.parse::<u32>().unwrap(), offset.parse::<i64>().unwrap_or(0));
+            else {
+                continue;
+            };
+            let seen = seen.entry(partition.parse::<u32>().unwrap()).or_default();
+            let offset = offset.parse::<i64>().unwrap_or(0);
+            match what {
+                "flushed" => seen.0 = offset,
+                "put" => seen.1 = offset,
+                _ => {}
             }
         }
         seen
@@ -65,15 +75,15 @@ fn run_and_kill(dir: &Path, round: u64, flushed: &mut BTreeMap<u32, i64>) {
     std::thread::sleep(Duration::from_millis(10 + round * 37 % 120));
     child.kill().unwrap();
     child.wait().unwrap();
-    for (partition, offset) in reader.join().unwrap() {
-        let before = flushed.entry(partition).or_insert(0);
-        *before = offset.max(*before);
+    for (partition, (offset, put)) in reader.join().unwrap() {
+        let before = flushed.entry(partition).or_default();
+        *before = (offset.max(before.0), put.max(before.1));
     }
 }
 
 /// Opens what was killed and reads it from end to end; the next child takes it over closed cleanly
 /// every third time, killed again otherwise.
-fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32, i64>, usize) {
+fn check(dir: &Path, flushed: &Promised, round: u64) -> (BTreeMap<u32, i64>, usize) {
     let engine = Engine::open(Config::new(dir)).unwrap();
     let (mut ends, mut segments) = (BTreeMap::new(), 0);
     for partition in engine.topic("t").unwrap() {
@@ -81,8 +91,12 @@ fn check(dir: &Path, flushed: &BTreeMap<u32, i64>, round: u64) -> (BTreeMap<u32,
         let report = &engine.recovery_reports()[partition.name()];
         assert!(report.damaged.is_empty(), "round {round}: {report:?}");
         let end = read_dense(&partition);
-        let promised = flushed.get(&number).copied().unwrap_or(0);
+        let (promised, put) = flushed.get(&number).copied().unwrap_or_default();
         assert!(end >= promised, "round {round}: {promised} flushed in {number}, {end} found");
+        let value = partition.get_value(b"end").unwrap();
+        let value = value.map_or(0, |v| i64::from_be_bytes(v.as_ref().try_into().unwrap()));
+        assert!(value >= put, "round {round}: {put} put in {number}, {value} found");
+        assert!(value <= end, "round {round}: {value} put in {number}, which ends at {end}");
         // Every record is found from any offset: the rebuilt indexes are right.
         for offset in (0..end).step_by(97) {
             let lease = partition.fetch(Offset(offset), &small()).unwrap();

@@ -28,9 +28,26 @@ const MAY_BE_UNSAFE: [&str; 14] = [
 ];
 
 /// Modules of the engine and those they must not know.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("engine/src/format/", &["io", "segment", "log", "shard", "engine", "recovery", "checkpoint"]),
-    ("engine/src/segment/", &["log", "shard", "engine", "recovery", "partition", "view", "keeper"]),
+    (
+        "engine/src/segment/",
+        &["log", "state", "shard", "engine", "recovery", "partition", "view", "keeper"],
+    ),
+    (
+        "engine/src/state/",
+        &[
+            "log",
+            "journal",
+            "segment",
+            "shard",
+            "engine",
+            "recovery",
+            "partition",
+            "view",
+            "keeper",
+        ],
+    ),
     (
         "engine/src/log/",
         &["shard", "engine", "recovery", "partition", "view", "keeper", "retention", "settings"],

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod format;
+mod group;
 
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
@@ -10,6 +11,8 @@ use crate::progress::Progress;
 use crate::{Global, exit_for, stop, topics};
 use clap::Args;
 use format::{Format, Printer};
+pub(crate) use group::commit_config;
+use group::{Commit, Group};
 use loglane::format::Batch;
 use loglane::inspect::{LogWalk, Step};
 use loglane::{
@@ -33,7 +36,18 @@ pub(crate) struct Consume {
     /// Only this partition; default: all
     #[arg(long, value_name = "N")]
     partition: Option<u32>,
-    /// Start at the first record; the default unless --follow is given, which starts at the end
+    /// Go on where this consumer group is, and commit how far it gets
+    #[arg(long, value_name = "GROUP")]
+    group: Option<String>,
+    /// When the group's offsets are committed. Each commit has the directory to itself for a moment
+    #[arg(long, value_enum, default_value_t = Commit::Auto, requires = "group")]
+    commit: Commit,
+    /// Time between two commits
+    #[arg(long, value_name = "MS", default_value_t = 5_000, requires = "group")]
+    commit_interval_ms: u64,
+    /// Start at the first record; the default unless --follow is given, which starts at the end.
+    /// With --group only where it has no offset, or one that is out of range: those start at the
+    /// end otherwise
     #[arg(long, group = "start")]
     from_beginning: bool,
     /// Start at this offset (of each partition)
@@ -73,9 +87,13 @@ impl Consume {
         if self.follow {
             stop::listen()?;
         }
+        let interval = Duration::from_millis(self.commit_interval_ms);
+        let find = |name: &String| Group::find(name, self.commit, interval, &view);
+        let mut group = self.group.as_ref().map(find).transpose()?;
         let mut reader = Reader {
             printer: Printer::new(format, self.key_separator.as_bytes(), out),
             left: self.max_records.unwrap_or(u64::MAX),
+            stopped_at: None,
             damaged: false,
             buffer: Vec::new(),
         };
@@ -83,7 +101,13 @@ impl Consume {
         let mut total = 0;
         for (name, partition) in view.partitions() {
             total += partition.size().1;
-            cursors.push((name.clone(), self.start(partition, &mut reader)?));
+            let resumed = group.as_ref().filter(|_| !self.has_place());
+            let resumed = resumed.and_then(|group| group.start(partition, self.from_beginning));
+            let start = match resumed {
+                Some(start) => start,
+                None => self.start(partition, &mut reader)?,
+            };
+            cursors.push((name.clone(), start));
         }
         let total = (self.max_records.is_none() && !self.follow).then_some(total);
         // Records on a terminal are progress enough.
@@ -94,6 +118,12 @@ impl Consume {
             for (name, next) in &mut cursors {
                 let Some(partition) = view.partitions().get(name) else { continue };
                 idle &= !reader.read(partition, next, &mut progress)?;
+                *next = reader.stopped_at.take().unwrap_or(*next);
+            }
+            if let Some(group) = group.as_mut().filter(|group| group.is_due()) {
+                // What is committed has been handed over.
+                reader.printer.out.flush()?;
+                group.commit(&cursors)?;
             }
             if !self.follow || reader.left == 0 || stop::requested() {
                 break;
@@ -107,7 +137,13 @@ impl Consume {
             }
             view.refresh()?;
         }
-        Ok(exit_for(reader.damaged))
+        reader.printer.out.flush()?;
+        group::end(group.as_mut(), &cursors, exit_for(reader.damaged))
+    }
+
+    /// True if it was said where to start, whatever a group committed.
+    fn has_place(&self) -> bool {
+        self.offset.is_some() || self.timestamp.is_some()
     }
 
     fn start(&self, partition: &PartitionView, reader: &mut Reader<'_>) -> Result<i64, Failure> {
@@ -135,6 +171,8 @@ struct Reader<'a> {
     printer: Printer<'a>,
     /// Records that may still be printed.
     left: u64,
+    /// Where to go on if the last of them stood inside a batch.
+    stopped_at: Option<i64>,
     damaged: bool,
     buffer: Vec<u8>,
 }
@@ -306,6 +344,7 @@ impl Reader<'_> {
             self.printer.record(partition, &record).map_err(|e| Met::Failure(e.into()))?;
             self.left -= 1;
             if self.left == 0 {
+                self.stopped_at = Some(record.offset + 1);
                 break;
             }
         }

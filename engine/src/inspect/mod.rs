@@ -21,6 +21,7 @@ use crate::io::{self, BackendChoice, Disk, EntryKind, FileRef, OpenMode};
 use crate::journal;
 use crate::offset::{LeaderEpoch, Offset};
 use crate::segment::{Scanned, Scanner, names};
+use crate::state::{self, StateDamage};
 use crate::topic::TopicPartition;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,15 @@ use uuid::Uuid;
 
 /// Largest file that is read whole; Kafka's largest index is far below.
 const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of a directory's state file that were synced and are not what was written.
+///
+/// # Errors
+/// [`Error::Format`] for a file of another version, [`Error::Io`].
+pub fn verify_state(dir: &Path) -> Result<Vec<StateDamage>> {
+    let disk = io::open(dir, BackendChoice::Plain).map_err(|e| Error::io("open", dir, e))?;
+    Ok(state::read(disk.as_ref(), dir)?.1)
+}
 
 /// What one step over a `.log` file met.
 #[derive(Debug)]

@@ -135,6 +135,8 @@ pub(crate) enum EntryKind {
     /// segments, counts any more: an append failed after it was journalled, or the log was
     /// truncated.
     Cut,
+    /// Changes of values: a record of the state file, which knows nothing of segments.
+    State,
 }
 
 /// Where an entry's bytes belong.
@@ -151,7 +153,7 @@ pub(crate) struct Entry {
     pub(crate) offset: i64,
     /// One past their last offset.
     pub(crate) next_offset: i64,
-    /// CRC of what the batches' own CRCs do not cover.
+    /// CRC of what the batches' own CRCs do not cover; of a change of values, of all its bytes.
     pub(crate) prefixes_crc: u32,
 }
 
@@ -167,6 +169,7 @@ impl Entry {
         let kind = match at.u16()? {
             1 => EntryKind::Append,
             2 => EntryKind::Cut,
+            3 => EntryKind::State,
             _ => return None,
         };
         let topic_bytes = usize::from(at.u16()?);
@@ -196,6 +199,10 @@ impl Entry {
 
     /// True if `payload` is the batches that this entry was written for.
     pub(super) fn covers(&self, payload: &[u8]) -> bool {
+        if self.kind == EntryKind::State {
+            return payload.len() == self.payload_bytes as usize
+                && crc32c(payload) == self.prefixes_crc;
+        }
         let mut rest = payload;
         while !rest.is_empty() {
             let Ok(batch) = Batch::check(rest) else { return false };
@@ -226,8 +233,13 @@ impl Stretch<'_> {
         let kind: u16 = match self.kind {
             EntryKind::Append => 1,
             EntryKind::Cut => 2,
+            EntryKind::State => 3,
         };
         let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let crc = match self.kind {
+            EntryKind::State => crc32c(payload),
+            EntryKind::Append | EntryKind::Cut => prefixes.crc_of(payload),
+        };
         table.extend_from_slice(&kind.to_le_bytes());
         table.extend_from_slice(&u16::try_from(topic.len()).unwrap_or(u16::MAX).to_le_bytes());
         table.extend_from_slice(&self.partition.partition().to_le_bytes());
@@ -237,7 +249,7 @@ impl Stretch<'_> {
         table.extend_from_slice(&payload_bytes.to_le_bytes());
         table.extend_from_slice(&self.offset.to_le_bytes());
         table.extend_from_slice(&self.next_offset.to_le_bytes());
-        table.extend_from_slice(&prefixes.crc_of(payload).to_le_bytes());
+        table.extend_from_slice(&crc.to_le_bytes());
         table.extend_from_slice(&[0; 8]);
         table.extend_from_slice(topic);
     }

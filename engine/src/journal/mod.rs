@@ -29,7 +29,7 @@ pub(crate) use files::{FILES, JournalFiles, create_files, is_journal_name};
 pub(crate) use format::{EntryKind, Stretch};
 pub(crate) use replay::{Extent, Replay, ReplayedLog, remove, scan};
 
-use crate::io::{Buffer, FileRef, Lane, Op};
+use crate::io::{BLOCK_BYTES, Buffer, FileRef, Lane, Op};
 use crate::planted::{Bug, planted};
 use format::{Entry, FRAME_HEADER_BYTES, FileHeader, FrameHeader, Prefixes};
 use std::collections::{BTreeMap, VecDeque};
@@ -112,6 +112,8 @@ pub(crate) enum Mark {
     Durable(i64),
     /// A cut is on disk.
     Cut,
+    /// Changes of values below the number are durable.
+    State(u64),
 }
 
 /// Whether the journal takes entries.
@@ -203,11 +205,19 @@ impl Journal {
             let mark = match stretch.kind {
                 EntryKind::Append => Mark::Durable(stretch.next_offset),
                 EntryKind::Cut => Mark::Cut,
+                EntryKind::State => Mark::State(stretch.next_offset.cast_unsigned()),
             };
             open.marks.push((owner, mark));
         }
         self.open = Some(open);
         fits
+    }
+
+    /// True if an entry of so many bytes fits in a frame that has no other.
+    pub(crate) fn can_take(&self, stretch: &Stretch<'_>, payload_bytes: usize) -> bool {
+        let entry = FRAME_HEADER_BYTES + Entry::table_bytes(stretch.partition) + payload_bytes;
+        // A file's header block may stand before it.
+        BLOCK_BYTES + entry <= self.buffer_bytes
     }
 
     fn fits(&self, open: &OpenFrame, bytes: usize) -> bool {
@@ -298,8 +308,14 @@ impl Journal {
         }
         open.buffer.pad_to_block();
         for (owner, mark) in &open.marks {
-            if let Mark::Durable(up_to) = mark {
-                file.needs.insert(*owner, *up_to);
+            match mark {
+                Mark::Durable(up_to) => {
+                    file.needs.insert(*owner, *up_to);
+                }
+                Mark::State(below) if !planted(Bug::StateRecycledEarly) => {
+                    file.needs.insert(*owner, below.cast_signed());
+                }
+                Mark::State(_) | Mark::Cut => {}
             }
         }
         let bytes = open.buffer.len() as u64;

@@ -30,6 +30,8 @@ pub(crate) struct Replay {
     pub(crate) bytes: u64,
     /// Places where a frame that was durable is not whole any more: file and first byte.
     pub(crate) damaged: Vec<(PathBuf, u64)>,
+    /// Records of the state file, in the order of each lane.
+    pub(crate) states: Vec<Vec<u8>>,
 }
 
 impl Replay {
@@ -219,6 +221,13 @@ fn read_lane(files: &[Begun], whole: bool, replay: &mut Replay) -> Result<()> {
         place = Some((frame.file, frame.at));
         let Some(begun) = files.get(frame.file) else { continue };
         for (entry, at) in frame.entries {
+            if entry.kind == EntryKind::State {
+                let mut record = vec![0; entry.payload_bytes as usize];
+                let read = begun.file.read_exact_at(&mut record, at);
+                read.map_err(|e| Error::io("read", &begun.path, e))?;
+                replay.states.push(record);
+                continue;
+            }
             let log = replay.logs.entry((entry.partition, entry.topic_id)).or_default();
             log.has_cut |= entry.kind == EntryKind::Cut;
             log.cut(entry.segment_base, entry.position, entry.offset);

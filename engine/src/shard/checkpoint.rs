@@ -11,6 +11,7 @@
 
 use super::Slot;
 use super::commit::Owned;
+use super::state::STATE_OWNER;
 use super::tick::Shard;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -109,6 +110,11 @@ impl Checkpoints {
         self.ended = true;
     }
 
+    /// The state file is synced.
+    pub(super) fn changes_synced(&mut self) {
+        self.ended = true;
+    }
+
     fn unsynced_bytes(&self) -> u64 {
         self.outstanding.unsynced_bytes.load(Ordering::Relaxed)
     }
@@ -147,8 +153,11 @@ impl Shard {
         self.checkpoints.look = false;
         let ended = std::mem::take(&mut self.checkpoints.ended);
         if ended {
-            let logs = &self.logs;
+            let (logs, state) = (&self.logs, &self.states.store);
             self.journal.recycle(|slot| {
+                if slot == STATE_OWNER {
+                    return Some(state.synced().cast_signed());
+                }
                 let owned = logs.get(slot).and_then(Option::as_ref)?;
                 Some(owned.log.shared.offsets.synced())
             });
@@ -156,6 +165,7 @@ impl Shard {
         let look = self.journal.take_filled() || ended;
         if look && self.journal.is_half_full() && self.checkpoints.due.is_empty() {
             self.checkpoints.due.extend(self.journal.wanted());
+            self.states.due |= self.checkpoints.due.remove(&STATE_OWNER);
         }
         let now = self.clock.monotonic();
         let over_half = self.checkpoints.unsynced_bytes() > self.checkpoints.max.unsynced_bytes / 2;
@@ -163,6 +173,7 @@ impl Shard {
         let idle = self.checkpoints.due.is_empty();
         if now >= self.checkpoints.next_at || (idle && (over_half || is_short)) {
             self.checkpoints.next_at = now + self.checkpoints.interval;
+            self.states.due |= self.states.store.wants_checkpoint();
             for (slot, owned) in self.logs.iter_mut().enumerate() {
                 let Some(owned) = owned else { continue };
                 if owned.log.is_unsynced() {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::checkpoint::Share;
+use super::state::{ChangeRequest, STATE_TOKEN};
 use super::tick::{JournalWanted, Shard};
 use super::{Answers, AppendInfo, AppendReply, Mark, Promise, Reply, Slot, closed};
 use crate::error::{Error, Result};
@@ -25,17 +26,26 @@ pub(super) struct Owned {
     pub(super) waiters: Vec<Waiter>,
     /// What is counted of it.
     pub(super) share: Share,
+    /// Changes of its values that are not written.
+    pub(super) changes: Vec<ChangeRequest>,
+    /// Those that are, and wait for the appends before them; with their numbers.
+    pub(super) changed: Vec<(u64, ChangeRequest)>,
+    /// The changes written so far are durable when all below this number are.
+    pub(super) changed_below: u64,
 }
 
 /// Somebody who waits for an offset.
 pub(super) struct Waiter {
     pub(super) up_to: i64,
+    /// Changes of values below this number must be durable as well.
+    pub(super) state: u64,
     pub(super) kind: WaiterKind,
 }
 
 pub(super) enum WaiterKind {
     Append(Reply, AppendInfo),
     Flush(Promise<Offset>),
+    Change(Promise<()>),
     /// Waits for what others bring about.
     Watch(Mark, Promise<Offset>),
 }
@@ -70,13 +80,21 @@ impl Ahead for Sink<'_> {
 
 impl Owned {
     pub(super) fn new(log: Box<Log>) -> Owned {
-        Owned { log, queue: Vec::new(), waiters: Vec::new(), share: Share::default() }
+        Owned {
+            log,
+            queue: Vec::new(),
+            waiters: Vec::new(),
+            share: Share::default(),
+            changes: Vec::new(),
+            changed: Vec::new(),
+            changed_below: 0,
+        }
     }
 
     /// True if somebody waits for more than the journal has or will have when its frames complete.
     fn wants_sync(&self) -> bool {
         self.waiters.iter().any(|waiter| match waiter.kind {
-            WaiterKind::Append(..) | WaiterKind::Flush(_) => {
+            WaiterKind::Append(..) | WaiterKind::Flush(_) | WaiterKind::Change(_) => {
                 waiter.up_to > self.log.journalled_offset()
             }
             WaiterKind::Watch(..) => false,
@@ -96,12 +114,13 @@ impl Shard {
     pub(super) fn start_syncs(&mut self) {
         for slot in std::mem::take(&mut self.sync_due) {
             let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { continue };
-            answer_waiters(owned, &mut self.answers);
+            answer_waiters(owned, self.states.durable(), &mut self.answers);
             // A running one may not cover what came since; its end starts the next.
             if !owned.log.is_syncing() && owned.wants_sync() {
                 self.start_sync(slot);
             }
         }
+        self.sync_changes();
     }
 
     /// Starts a sync of everything a partition has written.
@@ -118,7 +137,7 @@ impl Shard {
             Err(error) => fail_waiters(owned, &error, &mut self.answers),
         }
         self.checkpoints.count(owned);
-        answer_waiters(owned, &mut self.answers);
+        answer_waiters(owned, self.states.durable(), &mut self.answers);
     }
 
     /// Takes what has finished; true if there was anything.
@@ -140,6 +159,9 @@ impl Shard {
                 if let Err(error) = written {
                     self.on_journal_lost(&error);
                 }
+            } else if token == STATE_TOKEN {
+                let result = result.and_then(|()| self.still_writes(&mut alive));
+                self.on_changes_synced(result);
             } else if token != WRITEBACK_TOKEN {
                 let result = result.and_then(|()| self.still_writes(&mut alive));
                 self.on_synced(usize::try_from(token).unwrap_or(usize::MAX), result);
@@ -170,19 +192,24 @@ impl Shard {
     }
 
     fn on_mark(&mut self, slot: Slot, mark: journal::Mark) {
+        if let journal::Mark::State(below) = mark {
+            return self.on_changes_journalled(below);
+        }
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
         match mark {
             journal::Mark::Durable(up_to) => {
                 owned.log.on_journalled(up_to);
-                answer_waiters(owned, &mut self.answers);
+                answer_waiters(owned, self.states.durable(), &mut self.answers);
             }
             journal::Mark::Cut => owned.log.on_cut(),
+            journal::Mark::State(_) => {}
         }
     }
 
     /// From here on segments are synced instead: another way to the disk, whose results are its own.
     fn on_journal_lost(&mut self, error: &std::io::Error) {
         tracing::error!(%error, "the journal failed; durable appends sync their segments from now on");
+        self.on_journal_lost_for_changes();
         for (slot, owned) in self.logs.iter_mut().enumerate() {
             let Some(owned) = owned else { continue };
             owned.log.on_journal_lost();
@@ -200,7 +227,7 @@ impl Shard {
                     owned.log.release_file();
                 }
                 self.checkpoints.count(owned);
-                answer_waiters(owned, &mut self.answers);
+                answer_waiters(owned, self.states.durable(), &mut self.answers);
             }
             SyncOutcome::Failed => {
                 self.checkpoints.sync_ended();
@@ -307,6 +334,7 @@ impl Shard {
             }
             self.submit_frame();
             self.checkpoint(true);
+            self.sync_changes();
             if !self.reap() {
                 self.lane
                     .wait(Some(std::time::Duration::from_millis(10)))
@@ -328,16 +356,17 @@ fn journal_failed(log: &Log) -> Error {
     }
 }
 
-/// Answers everybody whose offset is reached.
-pub(super) fn answer_waiters(owned: &mut Owned, answers: &mut Answers) {
+/// Answers everybody whose offset is reached, and whose changes of values are below `state`.
+pub(super) fn answer_waiters(owned: &mut Owned, state: u64, answers: &mut Answers) {
     let offsets = owned.log.shared.offsets.snapshot();
     let reached = |waiter: &Waiter| match waiter.kind {
         WaiterKind::Watch(Mark::Written, _) => waiter.up_to <= offsets.log_end,
-        _ => waiter.up_to <= offsets.durable,
+        _ => waiter.up_to <= offsets.durable && waiter.state <= state,
     };
     for waiter in owned.waiters.extract_if(.., |waiter| reached(waiter)) {
         match waiter.kind {
             WaiterKind::Append(reply, info) => answers.add(reply, Ok(info)),
+            WaiterKind::Change(promise) => promise.answer(Ok(())),
             WaiterKind::Flush(promise) | WaiterKind::Watch(Mark::Durable, promise) => {
                 promise.answer(Ok(Offset(offsets.durable)));
             }
@@ -351,8 +380,15 @@ pub(super) fn answer_waiters(owned: &mut Owned, answers: &mut Answers) {
 /// Tells everybody who waits that it will not come.
 pub(super) fn fail_waiters(owned: &mut Owned, error: &Error, answers: &mut Answers) {
     for waiter in owned.waiters.drain(..) {
-        match waiter.kind {
+        waiter.fail(error, answers);
+    }
+}
+
+impl Waiter {
+    pub(super) fn fail(self, error: &Error, answers: &mut Answers) {
+        match self.kind {
             WaiterKind::Append(reply, _) => answers.add(reply, Err(error.repeat())),
+            WaiterKind::Change(promise) => promise.answer(Err(error.repeat())),
             WaiterKind::Flush(promise) | WaiterKind::Watch(_, promise) => {
                 promise.answer(Err(error.repeat()));
             }

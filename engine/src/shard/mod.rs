@@ -11,6 +11,7 @@
 //! | `mod.rs` | the outside: messages, the handle, the thread |
 //! | `tick.rs` | the loop: messages in, writes out |
 //! | `commit.rs` | what makes things durable: frames, syncs, and who waits for them |
+//! | `state.rs` | changes of values, in order with appends |
 //! | `checkpoint.rs` | when segments are synced though nobody waits |
 //!
 //! Nothing here is shared with another shard. A lone request is served at once: ticks have no timer,
@@ -21,17 +22,20 @@ mod commit;
 mod completion;
 mod mailbox;
 mod spin;
+mod state;
 mod tick;
 
 pub(crate) use checkpoint::{Outstanding, OutstandingMax};
 pub(crate) use completion::{Answers, Promise, Reply, pending};
 pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pending};
+pub(crate) use state::ChangeRequest;
 
 use crate::error::{Error, Result};
 use crate::io::{Alive, Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
 use crate::log::{AppendRequest, Log, RetiredSegment};
 use crate::offset::Offset;
+use crate::state::Store;
 use mailbox::{Full, Sender, mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +54,8 @@ pub(crate) enum Message {
     /// Takes a partition over.
     Adopt(Slot, Box<Log>),
     Append(Slot, AppendRequest<AppendReply>),
+    /// Changes values: of a partition, in order with its appends, or of no partition.
+    Change(Option<Slot>, ChangeRequest),
     /// Makes everything written so far durable; the answer is the durable offset.
     Flush(Slot, Promise<Offset>),
     /// Answered with the offset as it is when it has reached `Offset`.
@@ -90,6 +96,7 @@ pub(crate) struct ShardHandle {
     inflight_bytes: Arc<AtomicU64>,
     inflight_bytes_max: u64,
     gauges: Arc<Gauges>,
+    state: Arc<Store>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The shard itself, if callers run it.
     driven: Mutex<Option<Shard>>,
@@ -154,9 +161,29 @@ impl ShardHandle {
         }
     }
 
+    /// Queues changes of values; waits while too much is queued already.
+    pub(crate) fn send_change(&self, slot: Option<Slot>, request: ChangeRequest) {
+        let bytes = request.bytes;
+        loop {
+            let before = self.inflight_bytes.fetch_add(bytes, Ordering::AcqRel);
+            if before == 0 || before + bytes <= self.inflight_bytes_max {
+                return self.send(Message::Change(slot, request));
+            }
+            self.inflight_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            if !self.drive(Duration::ZERO) {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    }
+
     /// What the shard tells about itself.
     pub(crate) fn gauges(&self) -> &Gauges {
         &self.gauges
+    }
+
+    /// The values of the directory.
+    pub(crate) fn state(&self) -> &Store {
+        &self.state
     }
 
     /// Requests the mailbox holds at most.
@@ -234,6 +261,8 @@ pub(crate) struct Setup {
     pub(crate) old_journals: Arc<AtomicBool>,
     /// Tells whether syncs can be believed.
     pub(crate) alive: Alive,
+    /// The values of the directory.
+    pub(crate) state: Arc<Store>,
     pub(crate) retired: RetiredSink,
     pub(crate) make_journal: JournalMaker,
     pub(crate) store_recovery_points: StoreRecoveryPoints,
@@ -254,6 +283,7 @@ pub(crate) fn build(setup: Setup) -> ShardHandle {
         inflight_bytes: Arc::clone(&inflight_bytes),
         inflight_bytes_max: setup.inflight_bytes_max,
         gauges: Arc::clone(&gauges),
+        state: Arc::clone(&setup.state),
         thread: Mutex::new(None),
         driven: Mutex::new(None),
     };

@@ -6,6 +6,7 @@ use super::checkpoint::Checkpoints;
 use super::commit::{Owned, Sink, Waiter, WaiterKind, fail_waiters};
 use super::mailbox::Receiver;
 use super::spin::Awake;
+use super::state::States;
 use super::{
     Answers, AppendInfo, AppendReply, Durability, Gauges, JournalMaker, JournalSlot, Mark, Message,
     Promise, RetiredSink, Setup, Slot, StoreRecoveryPoints, closed,
@@ -51,10 +52,10 @@ pub(crate) struct Shard {
     pub(super) lane: Box<dyn Lane>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) logs: Vec<Option<Owned>>,
-    /// Partitions with appends that are not written.
-    dirty: Vec<Slot>,
+    /// Partitions with appends, or changes of values, that are not written.
+    pub(super) dirty: Vec<Slot>,
     /// Bytes in them that somebody wants on disk.
-    for_disk_bytes: u64,
+    pub(super) for_disk_bytes: u64,
     /// Partitions that somebody waits on.
     pub(super) sync_due: Vec<Slot>,
     /// Partitions whose appends wait for a cut in the journal.
@@ -72,9 +73,10 @@ pub(crate) struct Shard {
     pub(super) journal: Journal,
     pub(super) journal_wanted: JournalWanted,
     pub(super) checkpoints: Checkpoints,
+    pub(super) states: States,
     pub(super) old_journals: Arc<AtomicBool>,
     pub(super) alive: Alive,
-    inflight_bytes: Arc<AtomicU64>,
+    pub(super) inflight_bytes: Arc<AtomicU64>,
     gauges: Arc<Gauges>,
     retired: RetiredSink,
     make_journal: JournalMaker,
@@ -127,6 +129,7 @@ impl Shard {
                 setup.checkpoint_interval,
                 now,
             ),
+            states: States::new(setup.state),
             old_journals: setup.old_journals,
             alive: setup.alive,
             inflight_bytes,
@@ -226,6 +229,7 @@ impl Shard {
         match message {
             Message::Adopt(slot, log) => self.adopt(slot, log),
             Message::Append(slot, request) => self.enqueue(slot, request),
+            Message::Change(slot, request) => self.enqueue_change(slot, request),
             Message::Flush(slot, promise) => self.flush(slot, promise),
             Message::Wait(slot, mark, up_to, promise) => self.wait_for(slot, mark, up_to, promise),
             Message::With(slot, work) => {
@@ -280,7 +284,7 @@ impl Shard {
     fn enqueue(&mut self, slot: Slot, request: AppendRequest<AppendReply>) {
         match self.logs.get_mut(slot).and_then(Option::as_mut) {
             Some(owned) => {
-                if owned.queue.is_empty() {
+                if owned.queue.is_empty() && owned.changes.is_empty() {
                     self.dirty.push(slot);
                 }
                 if request.reply.durability == Durability::Durable {
@@ -309,8 +313,10 @@ impl Shard {
             let mut sink = Sink::new(&mut self.journal, self.lane.as_mut(), slot);
             owned.log.journal_gap(&mut sink);
         }
-        owned.waiters.push(Waiter { up_to, kind: WaiterKind::Flush(promise) });
+        let state = self.states.wait_beside_log(slot, owned.changed_below);
+        owned.waiters.push(Waiter { up_to, state, kind: WaiterKind::Flush(promise) });
         self.sync_due.push(slot);
+        self.hand_over_changes();
         self.submit_frame();
     }
 
@@ -319,7 +325,7 @@ impl Shard {
             return promise.answer(Err(closed()));
         };
         let kind = WaiterKind::Watch(mark, promise);
-        owned.waiters.push(Waiter { up_to: up_to.0, kind });
+        owned.waiters.push(Waiter { up_to: up_to.0, state: 0, kind });
         self.sync_due.push(slot);
     }
 
@@ -349,6 +355,9 @@ impl Shard {
     /// The disk comes first: a frame with all of them is on its way while the page cache takes the
     /// same bytes, one partition after the other.
     pub(super) fn write_dirty(&mut self, now: bool) {
+        if self.write_commits(now) && self.dirty.is_empty() {
+            self.submit_frame();
+        }
         if self.dirty.is_empty() {
             return;
         }
@@ -356,9 +365,7 @@ impl Shard {
         if dirty.iter().any(|slot| self.is_for_disk(*slot)) {
             self.want_journal();
         }
-        // A small frame behind others would only keep the next one from being larger.
-        let worth = self.journal.in_flight() as u64 * FRAME_BYTES_WORTH;
-        let gathers = self.for_disk_bytes < worth;
+        let gathers = self.gathers();
         dirty.retain(|slot| {
             if !self.is_for_disk(*slot) {
                 return true;
@@ -385,12 +392,29 @@ impl Shard {
         }
     }
 
-    fn must_wait(&self, journal: Availability, now: bool) -> bool {
+    /// True while a small frame behind others would only keep the next one from being larger.
+    fn gathers(&self) -> bool {
+        self.for_disk_bytes < self.journal.in_flight() as u64 * FRAME_BYTES_WORTH
+    }
+
+    /// Whether the journal takes a frame now.
+    pub(super) fn journal_for_frame(&self) -> Availability {
+        match self.gathers() {
+            true => Availability::Busy,
+            false => self.journal.availability(),
+        }
+    }
+
+    pub(super) fn must_wait(&self, journal: Availability, now: bool) -> bool {
         !now && (journal == Availability::Busy || self.must_wait_for_syncs())
     }
 
     /// Puts a partition's appends into the staging buffer, and into the journal if that is `ready`.
     fn stage(&mut self, slot: Slot, ready: bool) {
+        self.write_changes(slot);
+        if ready {
+            self.hand_over_changes();
+        }
         let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else { return };
         let for_disk = owned.queue.iter().filter(|request| is_durable(request));
         self.for_disk_bytes -= for_disk.map(|request| request.reply.bytes).sum::<u64>();
@@ -422,6 +446,7 @@ impl Shard {
                 self.cut_due.push(slot);
             }
             self.take_outcomes(slot);
+            self.changes_written(slot);
             self.start_writeback(slot);
         }
         self.staging.clear();
@@ -430,7 +455,10 @@ impl Shard {
 
     fn is_for_disk(&self, slot: Slot) -> bool {
         let owned = self.logs.get(slot).and_then(Option::as_ref);
-        owned.is_some_and(|owned| owned.queue.iter().any(is_durable))
+        owned.is_some_and(|owned| {
+            owned.queue.iter().any(is_durable)
+                || owned.changes.iter().any(|change| change.durability == Durability::Durable)
+        })
     }
 
     /// Answers what a write finished; notes who waits for the disk.
@@ -450,7 +478,9 @@ impl Shard {
                 Ok(info) if durability == Durability::Durable && !planted(Bug::AckBeforeSync) => {
                     waits = true;
                     let up_to = info.last_offset.0 + 1;
-                    owned.waiters.push(Waiter { up_to, kind: WaiterKind::Append(reply, info) });
+                    let state = self.states.wait_beside_log(slot, owned.changed_below);
+                    let kind = WaiterKind::Append(reply, info);
+                    owned.waiters.push(Waiter { up_to, state, kind });
                 }
                 info => self.answers.add(reply, info),
             }
@@ -519,6 +549,7 @@ impl Shard {
         if let Some(mut owned) = self.logs.get_mut(slot).and_then(Option::take) {
             self.checkpoints.discount(&mut owned);
             fail_waiters(&mut owned, &closed(), &mut self.answers);
+            self.states.forget(slot);
         }
     }
 }

@@ -4,8 +4,10 @@
 //! | file | what |
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
+//! | `values.rs` | what its values, and the cursors of a group, must be |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `retain.rs` | retention, pins and settings in such a life |
+//! | `state.rs` | values and cursors over a crash at a chosen moment |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
@@ -13,6 +15,8 @@
 mod model;
 mod retain;
 mod run;
+mod state;
+mod values;
 
 use crate::planted::{Bug, plant};
 use run::{Life, Plan, Seen};
@@ -158,6 +162,9 @@ fn each_planted_bug_is_caught() {
         Bug::SyncBelieved,
         Bug::RetentionPassesHighWatermark,
         Bug::RetentionIgnoresPins,
+        Bug::StateRenamedUnsynced,
+        Bug::ChangeBeforeAppends,
+        Bug::AppendBeforeChanges,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

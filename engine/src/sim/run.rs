@@ -4,15 +4,19 @@
 
 use super::model::{Died, Model, Stored};
 use super::retain::Terms;
+use super::values::{Held, Values};
 use crate::config::{Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
 use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
-use crate::{AppendInfo, AppendOptions, Durability, LeaderEpoch, Offset, Partition, Pending};
+use crate::{
+    AppendInfo, AppendOptions, Cursor, Durability, LeaderEpoch, Offset, Partition, Pending,
+};
 use std::time::Duration;
 
 const DIR: &str = "/data";
 const TOPIC: &str = "t";
+const GROUP: &str = "g";
 
 /// What a run does and what befalls it.
 #[derive(Clone, Copy, Debug)]
@@ -73,16 +77,28 @@ pub(super) struct Life {
     pub(super) partitions: Vec<Partition>,
     pub(super) models: Vec<Model>,
     pending: Vec<Vec<Waiting>>,
+    /// Of each partition's values, and at the end of the group's cursors.
+    values: Vec<Values>,
+    commits: Vec<(u64, Pending<()>)>,
     next_number: u64,
     pub(super) seen: Seen,
     pub(super) verbose: bool,
     pub(super) terms: Vec<Terms>,
 }
 
-struct Waiting {
-    number: u64,
-    count: i64,
-    answer: Pending<AppendInfo>,
+/// An append or a change of values, in the order they were handed in.
+enum Waiting {
+    Append { number: u64, count: i64, answer: Pending<AppendInfo> },
+    Change { number: u64, durability: Durability, answer: Pending<()> },
+}
+
+impl Waiting {
+    fn is_ready(&self) -> bool {
+        match self {
+            Waiting::Append { answer, .. } => answer.is_ready(),
+            Waiting::Change { answer, .. } => answer.is_ready(),
+        }
+    }
 }
 
 /// Says what a life does, when one seed is looked at.
@@ -117,7 +133,9 @@ impl Life {
             partitions: Vec::new(),
             models: (0..partitions).map(|_| Model::default()).collect(),
             pending: (0..partitions).map(|_| Vec::new()).collect(),
-            next_number: 0,
+            values: (0..=partitions).map(|_| Values::default()).collect(),
+            commits: Vec::new(),
+            next_number: 1,
             seen: Seen::default(),
             verbose: std::env::var_os("SEED").is_some(),
             terms: (0..partitions).map(|_| Terms::default()).collect(),
@@ -231,9 +249,22 @@ impl Life {
             self.terms[number as usize]
                 .check(&partition)
                 .map_err(|e| format!("partition {number}: {e}"))?;
+            let found = partition.values().map_err(|e| format!("values: {e}"))?;
+            let found = found.iter().map(|(key, value)| Some((*key.first()?, number_of(value)?)));
+            let found = found.collect::<Option<_>>().ok_or("a value that nobody wrote")?;
+            self.values[number as usize]
+                .check(&found, died)
+                .map_err(|e| format!("values of partition {number}: {e}"))?;
             self.seen.recovered += 1;
             self.partitions.push(partition);
         }
+        let cursors = engine.cursors(GROUP).map_err(|e| format!("cursors: {e}"))?;
+        let found = cursors.iter().map(|(partition, cursor)| {
+            let number = u8::try_from(partition.partition()).unwrap();
+            (number, cursor.offset.0.cast_unsigned())
+        });
+        let group = self.values.last_mut().unwrap();
+        group.check(&found.collect(), died).map_err(|e| format!("cursors: {e}"))?;
         let reports = engine.recovery_reports();
         self.seen.replayed_bytes += reports.values().map(|r| r.replayed_bytes).sum::<u64>();
         self.engine = Some(engine);
@@ -320,6 +351,7 @@ impl Life {
         for pending in &mut self.pending {
             pending.clear();
         }
+        self.commits.clear();
         if let Some(engine) = self.engine.take() {
             engine.abandon();
         }
@@ -339,7 +371,10 @@ impl Life {
         if self.plan.retention && self.rng.below(4) == 0 {
             return self.retention_operation(at);
         }
-        match self.rng.below(40) {
+        match self.rng.below(50) {
+            40..=43 => self.change(at, Durability::Durable),
+            44..=46 => self.change(at, Durability::Written),
+            47..=49 => self.commit(),
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
             25..=31 => self.turn(),
@@ -371,7 +406,53 @@ impl Life {
         // A full mailbox is no answer about the batch.
         if let Ok(answer) = self.partitions[at].start_append(batch.build().unwrap(), options) {
             self.models[at].submitted(number, count);
-            self.pending[at].push(Waiting { number, count, answer });
+            self.pending[at].push(Waiting::Append { number, count, answer });
+        }
+    }
+
+    /// Some keys, each set to the number of the change or taken away.
+    fn keys(&mut self, number: u64, among: u64) -> Vec<(u8, Held)> {
+        let first = self.rng.below(among);
+        let count = 1 + self.rng.below(2).min(among - 1);
+        let keys = (0..count).map(|i| u8::try_from((first + i) % among).unwrap());
+        keys.map(|key| (key, (self.rng.below(5) > 0).then_some(number))).collect()
+    }
+
+    fn change(&mut self, at: usize, durability: Durability) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let keys = self.keys(number, 4);
+        let padding = self.rng.index(120);
+        let changes = keys.iter().map(|(key, held)| {
+            let value = held.map(|number| {
+                let mut value = number.to_le_bytes().to_vec();
+                value.resize(8 + padding, 0x2b);
+                value.into()
+            });
+            (vec![*key].into(), value)
+        });
+        say!(self, "partition {at} change {number} {durability:?} {keys:?}");
+        let answer = self.partitions[at].start_change_values(changes, durability);
+        self.values[at].submitted(number, &keys);
+        self.pending[at].push(Waiting::Change { number, durability, answer: answer.unwrap() });
+    }
+
+    fn commit(&mut self) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let partitions = self.partitions.len() as u64;
+        let keys: Vec<(u8, Held)> =
+            self.keys(number, partitions).iter().map(|(key, _)| (*key, Some(number))).collect();
+        let cursors = keys.iter().map(|(key, _)| {
+            let partition = self.partitions[usize::from(*key)].name().clone();
+            (partition, Cursor::at(Offset(number.cast_signed())))
+        });
+        let answer = self.engine.as_ref().unwrap().start_commit_cursors(GROUP, cursors);
+        say!(self, "commit {number} {keys:?}");
+        // The id of a topic may have to be read, from a disk that has died.
+        if let Ok(answer) = answer {
+            self.values.last_mut().unwrap().submitted(number, &keys);
+            self.commits.push((number, answer));
         }
     }
 
@@ -384,8 +465,28 @@ impl Life {
     fn take_answers(&mut self) {
         for (at, pending) in self.pending.iter_mut().enumerate() {
             // Answers of one partition are looked at in the order of their appends.
-            while pending.first().is_some_and(|waiting| waiting.answer.is_ready()) {
-                let Waiting { number, count, answer } = pending.remove(0);
+            while pending.first().is_some_and(Waiting::is_ready) {
+                let (number, count, answer) = match pending.remove(0) {
+                    Waiting::Append { number, count, answer } => (number, count, answer),
+                    Waiting::Change { number, durability, answer } => {
+                        let answer = answer.wait();
+                        if self.verbose {
+                            println!("       partition {at} change {number}: {answer:?}");
+                        }
+                        if answer.is_ok() {
+                            let durable = durability == Durability::Durable;
+                            self.values[at].answered(number, durable);
+                            if durable {
+                                // Every append that was answered before it was handed in, and
+                                // more: all before it in this list.
+                                let end = self.models[at].log_end();
+                                self.models[at].on_durable(end);
+                                self.values[at].durable_before(number);
+                            }
+                        }
+                        continue;
+                    }
+                };
                 let Ok(info) = answer.wait() else { continue };
                 let durable = info.durability == Durability::Durable;
                 let stored = Stored { number, base: info.base_offset.0, count };
@@ -393,7 +494,16 @@ impl Life {
                     println!("       partition {at} answered {stored:?} {:?}", info.durability);
                 }
                 self.models[at].on_written(stored, durable);
+                if durable {
+                    self.values[at].durable_before(number);
+                }
                 self.seen.acknowledged += u64::from(durable);
+            }
+        }
+        while self.commits.first().is_some_and(|(_, answer)| answer.is_ready()) {
+            let (number, answer) = self.commits.remove(0);
+            if answer.wait().is_ok() {
+                self.values.last_mut().unwrap().answered(number, true);
             }
         }
     }
@@ -405,7 +515,7 @@ impl Life {
         }
         for _ in 0..10_000 {
             self.turn();
-            if self.pending.iter().all(Vec::is_empty) {
+            if self.pending.iter().all(Vec::is_empty) && self.commits.is_empty() {
                 return;
             }
         }
@@ -418,6 +528,7 @@ impl Life {
         say!(self, "partition {at} flushed: {flushed:?}");
         if let Ok(durable) = flushed {
             self.models[at].on_durable(durable.0);
+            self.values[at].durable_before(self.next_number);
         }
     }
 
@@ -445,4 +556,9 @@ impl Life {
             self.models[at].truncated(to);
         }
     }
+}
+
+/// The change that a value was set by.
+fn number_of(value: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(value.get(..8)?.try_into().ok()?))
 }

@@ -1,10 +1,11 @@
 //! Appends and flushes until it is killed; says on stdout what was acknowledged.
 //!
 //! `kill-target DIR PARTITIONS SEED`. Lines: `flushed <partition> <offset>` after a flush came back:
-//! everything below is on disk, whatever happens next.
+//! everything below is on disk, whatever happens next; `put <partition> <offset>` after a value was
+//! set to the log end of then.
 
 use loglane::format::{BatchBuilder, Codec};
-use loglane::{AppendOptions, Config, Engine, PartitionConfig};
+use loglane::{AppendOptions, Config, Durability, Engine, PartitionConfig};
 use std::error::Error;
 use std::io::Write;
 
@@ -51,6 +52,13 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         if random & 7 == 0 {
             let flushed = partition.flush()?;
             writeln!(out, "flushed {} {flushed}", partition.name().partition())?;
+        }
+        if random & 7 == 1 {
+            let durable = random & 8 == 0;
+            let durability = if durable { Durability::Durable } else { Durability::Written };
+            let end = partition.log_end_offset();
+            partition.put_value("end", end.0.to_be_bytes().to_vec(), durability)?;
+            writeln!(out, "put {} {end}", partition.name().partition())?;
         }
     }
 }
