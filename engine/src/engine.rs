@@ -28,15 +28,15 @@ use crate::shard::{
 use crate::space::Space;
 use crate::state::{self, Found, Store};
 use crate::topic::TopicPartition;
-use names::{delete_name, is_delete_name};
+use names::is_delete_name;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use uuid::Uuid;
 
+mod making;
 mod names;
 mod retain;
 
@@ -580,72 +580,6 @@ impl Core {
             shard.send(Message::Adopt(slot, Box::new(log)));
         }
         Partition::new(shared, shard, slot, Arc::clone(&self.terms))
-    }
-
-    /// Makes the names of partitions durable.
-    fn sync_dir(&self) -> Result<()> {
-        let dir = &self.config.dir;
-        self.disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))
-    }
-
-    /// Makes a partition, whose name the caller makes durable.
-    fn create_partition(
-        &self,
-        name: TopicPartition,
-        config: PartitionConfig,
-        asked: Option<&SettingsChange>,
-    ) -> Result<Partition> {
-        let dir = self.config.dir.join(name.to_string());
-        if let Err(e) = self.disk.create_dir(&dir) {
-            return Err(match e.kind() {
-                std::io::ErrorKind::AlreadyExists => {
-                    Error::AlreadyExists { what: name.to_string() }
-                }
-                _ => Error::io("create", dir, e),
-            });
-        }
-        let made = self.make_partition(name, &dir, config, asked);
-        if made.is_err() {
-            let _ = self.disk.remove_dir_all(&dir);
-        }
-        made
-    }
-
-    fn make_partition(
-        &self,
-        name: TopicPartition,
-        dir: &Path,
-        config: PartitionConfig,
-        asked: Option<&SettingsChange>,
-    ) -> Result<Partition> {
-        let sibling = self.registry.any_of_topic(name.topic());
-        let id = match &sibling {
-            Some(sibling) => checkpoint::read_topic_id(self.disk.as_ref(), &sibling.dir)?,
-            None => None,
-        };
-        let id = id.unwrap_or_else(Uuid::new_v4);
-        checkpoint::write_topic_id(self.disk.as_ref(), dir, id)?;
-        self.terms.settings.created(&name, id, sibling.is_none(), &config, asked)?;
-        let entry = Entry::new(name, dir.to_owned(), Checkpoints::default());
-        let made =
-            entry.partition(|entry| self.open_dir(entry, Mode::Clean, Some(config), None))?;
-        self.registry.insert(entry);
-        Ok(made)
-    }
-
-    fn delete_partition(&self, entry: &Entry) -> Result<()> {
-        self.registry.remove(&entry.name);
-        if let Some(partition) = entry.opened() {
-            partition.drop_from_shard()?;
-        }
-        let to = self.config.dir.join(delete_name(&entry.name));
-        self.disk.rename(&entry.dir, &to).map_err(|e| Error::io("rename", &entry.dir, e))?;
-        self.state.forget_partition(&entry.name)?;
-        // Leases keep their descriptors: the bytes live until the last of them is released.
-        if let Err(error) = self.disk.remove_dir_all(&to) {
-            tracing::warn!(dir = %to.display(), %error, "removed at the next open");
-        }
-        Ok(())
     }
 
     /// Recovers one partition that nobody has touched yet. False if there is none; then journals of

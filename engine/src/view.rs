@@ -28,6 +28,9 @@ use uuid::Uuid;
 /// Segment files a view keeps open.
 const OPEN_FILES: usize = 64;
 
+/// Looks at a partition whose segments go while it is looked at.
+const TRIES: usize = 64;
+
 /// A data directory, read-only.
 pub struct View {
     dir: PathBuf,
@@ -86,8 +89,18 @@ impl View {
             };
             let path = dir.join(&entry.name);
             let high_watermark = high_watermarks.get(&name).copied().unwrap_or(0);
-            let (shared, follow, report) =
-                open_view(&name, path, &recovery_points, &log_starts, &open_files)?;
+            let mut tries = 1..TRIES;
+            let (shared, follow, report) = loop {
+                let path = path.clone();
+                let view = open_view(&name, path, &recovery_points, &log_starts, &open_files);
+                match view {
+                    // The writer deletes what is too old; what it has left is found by another look.
+                    Err(Error::Io { source, .. })
+                        if source.kind() == std::io::ErrorKind::NotFound
+                            && tries.next().is_some() => {}
+                    view => break view?,
+                }
+            };
             let terms = Arc::clone(&terms);
             let view = PartitionView { shared, follow, report, terms, high_watermark };
             partitions.insert(name, view);

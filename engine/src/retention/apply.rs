@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::facts;
+use super::facts::{self, Effort};
 use super::policy::{self, DeleteReason, Limits, SegmentFacts};
 use crate::error::Result;
 use crate::log::Log;
@@ -32,7 +32,7 @@ pub(super) fn retain(log: &mut Log, pinned: Option<i64>, now_ms: i64) -> Result<
     if limits.is_none() && !below_start {
         return Ok(Vec::new());
     }
-    let each = facts::of_segments(&shared, &segments, known.log_end);
+    let each = facts::of_segments(&shared, &segments, known.log_end, Effort::Rebuild);
     let gone = policy::decide(&limits, &known, each)?;
     if let Some((last, _)) = gone.last() {
         log.delete_below(last.end_offset)?;
@@ -52,7 +52,8 @@ pub(super) fn delete_first(
     let shared = Arc::clone(&log.shared);
     let segments = shared.segments.load_full();
     let known = facts::of_log(&shared, &segments, pinned, now_ms);
-    let first = facts::of_segments(&shared, &segments, known.log_end).next().transpose()?;
+    let first =
+        facts::of_segments(&shared, &segments, known.log_end, Effort::Look).next().transpose()?;
     let reason = DeleteReason::TotalBytes;
     let Some(first) = first.filter(|first| {
         // An active segment has the newest records: it goes only if the limit is kept without them.

@@ -44,7 +44,7 @@ pub struct SegmentExplanation {
     pub end_offset: Offset,
     /// Bytes of its `.log` file.
     pub bytes: u64,
-    /// The largest timestamp of its records, Unix ms; `None` if none has one.
+    /// The largest timestamp of its records, Unix ms; `None` if none has one, or its index is not sound.
     pub largest_timestamp: Option<i64>,
     /// When it was last appended to, Unix ms; `None` if its file does not tell.
     pub last_append_ms: Option<i64>,
@@ -145,7 +145,8 @@ pub(crate) fn explain(
         log.high_watermark = high_watermark.clamp(log.log_start, log.log_end);
     }
     let known: Vec<SegmentFacts> =
-        facts::of_segments(shared, &segments, log.log_end).collect::<Result<_>>()?;
+        facts::of_segments(shared, &segments, log.log_end, facts::Effort::Look)
+            .collect::<Result<_>>()?;
     Ok(Explanation {
         partition: shared.name.clone(),
         log_start_offset: Offset(log.log_start),

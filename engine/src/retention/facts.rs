@@ -7,7 +7,7 @@ use super::policy::{LogFacts, SegmentFacts};
 use crate::error::{Error, Result};
 use crate::io::{Disk, OpenMode};
 use crate::log::LogShared;
-use crate::segment::{Segment, TIME_ENTRY, names};
+use crate::segment::{Segment, SegmentIndex, TIME_ENTRY, names};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,11 +34,21 @@ pub(super) fn of_log(
     }
 }
 
+/// What may be done to find out how old a segment is whose time index does not say it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Effort {
+    /// The index is built anew, and written if the log is ours: nobody deletes the segment meanwhile.
+    Rebuild,
+    /// Nothing: the segment may be gone by then, and must not get files again.
+    Look,
+}
+
 /// Each segment, oldest first; its times are looked up when it is asked for.
 pub(super) fn of_segments<'a>(
     shared: &'a LogShared,
     segments: &'a [Arc<Segment>],
     log_end: i64,
+    effort: Effort,
 ) -> impl Iterator<Item = Result<SegmentFacts>> + 'a {
     segments.iter().enumerate().map(move |(at, segment)| {
         let next = segments.get(at + 1);
@@ -46,7 +56,7 @@ pub(super) fn of_segments<'a>(
             base_offset: segment.base_offset(),
             end_offset: next.map_or(log_end, |next| next.base_offset()),
             bytes: segment.tail().bytes.into(),
-            largest_timestamp: largest_timestamp(shared, segment)?,
+            largest_timestamp: largest_timestamp(shared, segment, effort)?,
             last_append_ms: last_append_ms(shared, segment)?,
             is_active: next.is_none(),
         })
@@ -54,7 +64,11 @@ pub(super) fn of_segments<'a>(
 }
 
 /// The largest timestamp of a segment's records; `None` if none has one.
-fn largest_timestamp(shared: &LogShared, segment: &Arc<Segment>) -> Result<Option<i64>> {
+fn largest_timestamp(
+    shared: &LogShared,
+    segment: &Arc<Segment>,
+    effort: Effort,
+) -> Result<Option<i64>> {
     let known = segment.max_timestamp();
     if known >= 0 {
         return Ok(Some(known));
@@ -78,8 +92,15 @@ fn largest_timestamp(shared: &LogShared, segment: &Arc<Segment>) -> Result<Optio
             return Ok(Some(timestamp));
         }
     }
-    // No entry, or one that cannot be: the index is checked, and built anew if it is not sound.
-    Ok(shared.index(segment)?.last_time_entry().map(|entry| entry.timestamp).filter(|t| *t >= 0))
+    let time = |index: &SegmentIndex| {
+        index.last_time_entry().map(|entry| entry.timestamp).filter(|time| *time >= 0)
+    };
+    match (segment.loaded_index(), effort) {
+        (Some(index), _) => Ok(time(index)),
+        (None, Effort::Look) => Ok(None),
+        // No entry, or one that cannot be: the index is checked, and built anew if it is not sound.
+        (None, Effort::Rebuild) => shared.index(segment).map(time),
+    }
 }
 
 /// Timestamp and relative offset of the last entry of a `.timeindex` file; `None` if it has none, is

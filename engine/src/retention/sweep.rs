@@ -155,7 +155,9 @@ impl Scope<'_> {
         let segments = shared.segments.load_full();
         let log_end = shared.offsets.log_end();
         let bytes = segments.iter().map(|s| u64::from(s.tail().bytes)).sum();
-        let first = facts::of_segments(shared, &segments, log_end).next().transpose()?;
+        let first = facts::of_segments(shared, &segments, log_end, facts::Effort::Look)
+            .next()
+            .transpose()?;
         Ok(first.map(|first| (bytes, First::new(&first))))
     }
 }
