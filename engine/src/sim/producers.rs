@@ -199,7 +199,8 @@ impl Oracle {
         }
         told.coordinator = Some(number as i32);
         let first = told.open.take();
-        self.ended.extend(first.map(|first| (first, at)));
+        // One whose beginning is below the log start may have been long, or empty.
+        self.ended.push((first.unwrap_or(-1), at));
         if outcome(number) == TransactionOutcome::Abort {
             self.markers.insert(at, id);
             self.aborted.extend(first.map(|first| (id, first, at, stable)));
@@ -221,8 +222,10 @@ pub(super) fn check(partition: &Partition) -> Result<(), String> {
     let mark = partition.high_watermark().0;
     let ended = oracle.ended.iter().filter(|(_, at)| *at >= mark).map(|(first, _)| *first);
     let opened = open.min().map_or(end, |first| first.max(start)).min(mark);
-    let stable = ended.min().map_or(opened, |first| first.max(start).min(opened));
-    if ![opened, stable].contains(&partition.last_stable_offset().0) {
+    let known = ended.clone().filter(|first| *first >= 0).min();
+    let [stable, lowest] = [known, ended.min()]
+        .map(|first| first.map_or(opened, |first| first.max(start).min(opened)));
+    if ![opened, stable, lowest].contains(&partition.last_stable_offset().0) {
         let found = partition.last_stable_offset();
         return Err(format!("the last stable offset is {found}, not {stable}: {states:?}"));
     }
