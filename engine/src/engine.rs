@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::checkpoint;
+use crate::compaction::Compactor;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, Backend, DirLock, Disk, EntryKind};
@@ -66,6 +67,7 @@ pub(crate) struct Core {
     shards: Vec<Arc<ShardHandle>>,
     registry: Arc<Registry>,
     keeper: Arc<Keeper>,
+    compactor: Arc<Compactor>,
     unsynced_bytes: Arc<AtomicU64>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
@@ -126,6 +128,7 @@ impl Engine {
         let recovery_points = read(checkpoint::RECOVERY_POINTS)?;
         let high_watermarks = read(checkpoint::HIGH_WATERMARKS)?;
         let log_starts = read(checkpoint::LOG_STARTS)?;
+        let cleaned = read(checkpoint::CLEANER_OFFSETS)?;
         let before = session::read(disk.as_ref(), &dir)?;
         let mount = disk.mount_id(&dir);
         let clean = broker_epoch.is_some() || names.partitions.is_empty();
@@ -171,6 +174,7 @@ impl Engine {
                 recovery_point: recovery_points.get(&name).copied().unwrap_or(0),
                 high_watermark: high_watermarks.get(&name).copied().unwrap_or(0),
                 log_start: log_starts.get(&name).copied(),
+                cleaned: cleaned.get(&name).copied(),
             };
             registry.insert(Entry::new(name, path, checkpoints));
         }
@@ -185,6 +189,7 @@ impl Engine {
             old_journals: &old_journals,
         };
         let shards = shards.make(&keeper, &registry, threads)?;
+        let compactor = compactor(&config, &disk, &keeper, &registry);
         let core = Core {
             config,
             disk,
@@ -193,6 +198,7 @@ impl Engine {
             shards,
             registry,
             keeper,
+            compactor,
             unsynced_bytes,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
@@ -210,6 +216,10 @@ impl Engine {
         };
         if threads == Threads::Own {
             engine.start_keeper()?;
+            let interval = Duration::from_millis(engine.core.config.compaction_interval_ms);
+            let registry = Arc::clone(&engine.core.registry);
+            let started = engine.core.compactor.start(interval, move || registry.owners());
+            started.map_err(|e| Error::io("start a thread for", &dir, e))?;
         }
         Ok(engine)
     }
@@ -379,6 +389,7 @@ impl Engine {
             return Ok(());
         };
         let core = &self.core;
+        core.compactor.stop();
         core.keeper.stop();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -437,6 +448,24 @@ impl Engine {
     }
 }
 
+/// What compacts the directory's partitions. It knows the registry only while that lives, since
+/// partitions know it.
+fn compactor(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    keeper: &Arc<Keeper>,
+    registry: &Arc<Registry>,
+) -> Arc<Compactor> {
+    let (keeper, registry) = (Arc::clone(keeper), Arc::downgrade(registry));
+    let store_points = move || match registry.upgrade() {
+        Some(registry) => keeper.write_checkpoints(&registry),
+        None => Err(Error::Closed { what: "the engine".into() }),
+    };
+    let (disk, clock) = (Arc::clone(disk), Arc::clone(&config.clock));
+    let (memory, rate) = (config.compaction_memory_bytes, config.compaction_bytes_per_s);
+    Arc::new(Compactor::new(disk, clock, memory, rate, Box::new(store_points)))
+}
+
 impl Core {
     fn open_entry(&self, entry: &Entry) -> Result<Partition> {
         entry.partition(|entry| {
@@ -481,7 +510,7 @@ impl Core {
         if let Some(log) = log {
             shard.send(Message::Adopt(slot, Box::new(log)));
         }
-        Partition::new(shared, shard, slot)
+        Partition::new(shared, shard, slot, Arc::clone(&self.compactor))
     }
 
     fn create_partition(&self, name: TopicPartition, config: PartitionConfig) -> Result<Partition> {

@@ -37,6 +37,7 @@
 //! | `segment` | one segment: file, lock-free index, walk |
 //! | [`mod@format`] | record batches: bytes in, bytes out |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
+//! | `compaction` | of each key the newest record stays |
 //! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
 //! | [`io`] | the disk behind one trait: io_uring, plain calls |
 //!
@@ -53,6 +54,7 @@
 )]
 
 mod checkpoint;
+mod compaction;
 mod config;
 mod engine;
 mod error;
@@ -80,7 +82,8 @@ mod view;
 
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
-pub use config::{Config, HighWatermark, PartitionConfig};
+pub use compaction::{CompactionRun, CompactionStatus, LatestRecord};
+pub use config::{CleanupPolicy, Config, HighWatermark, PartitionConfig};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
 pub use log::{FetchOptions, Isolation, Lease, LeaseRange};

@@ -13,6 +13,12 @@ pub(crate) enum Bug {
     FramesOutOfOrder,
     /// After a failed fdatasync the same file is synced again, and the answer believed.
     SyncAgain,
+    /// A compacted segment takes its place before its bytes are on disk.
+    SwapBeforeSync,
+    /// Compaction drops tombstones as soon as it sees them.
+    TombstonesAtOnce,
+    /// The names of a finished segment are not synced before its sources go.
+    SourcesBeforeNames,
 }
 
 /// True if this bug is planted on this thread.

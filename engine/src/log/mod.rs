@@ -20,6 +20,7 @@ mod epochs;
 mod journalled;
 mod lease;
 mod offsets;
+mod replace;
 mod rewrite;
 mod roll;
 mod shared;
@@ -31,6 +32,7 @@ pub(crate) use epochs::Epochs;
 pub(crate) use journalled::Ahead;
 pub use lease::{Lease, LeaseRange};
 pub(crate) use offsets::Offsets;
+pub(crate) use replace::{CleanedMark, Replacement, SwapOrder, SwapState};
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation};
@@ -81,6 +83,8 @@ pub(crate) struct Log {
     failed: Option<&'static str>,
     /// Segments that were removed from the list and wait for their files to be unlinked.
     retired: Vec<RetiredSegment>,
+    /// A compacted segment that is taking the place of its sources.
+    swap: Option<replace::Swap>,
 }
 
 /// A segment that is no longer part of its log.
@@ -111,7 +115,13 @@ impl Log {
         }
         let journalled = journalled::Journalled::new(synced);
         let retired = Vec::new();
-        Log { shared, disk, clock, active, epochs, sync, journalled, failed: None, retired }
+        let (failed, swap) = (None, None);
+        Log { shared, disk, clock, active, epochs, sync, journalled, failed, retired, swap }
+    }
+
+    /// Below it all segments are sealed.
+    pub(crate) fn active_base_offset(&self) -> i64 {
+        self.active.segment.base_offset()
     }
 
     /// Segments removed since the last call, to be unlinked by and by.
@@ -124,6 +134,7 @@ impl Log {
     /// The files get their `.deleted` names now, which frees the names; their bytes are freed when
     /// the delay is over and no lease holds them.
     pub(crate) fn delete_records(&mut self, before: i64) -> Result<i64> {
+        self.settle_swap()?;
         let offsets = self.shared.offsets.snapshot();
         if before > offsets.high_watermark {
             return Err(self.shared.out_of_range(
@@ -194,6 +205,7 @@ impl Log {
     /// Writes the index files of the active segment and syncs everything, so that the directory can
     /// be opened by Kafka without recovery. The log takes no appends after.
     pub(crate) fn close(&mut self) -> Result<()> {
+        self.settle_swap()?;
         if self.failed.is_none() {
             self.seal_active_index()?;
             self.sync_now()?;

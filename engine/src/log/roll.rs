@@ -29,7 +29,7 @@ impl Log {
         let base = self.active.segment.base_offset();
         let last_offset = next_offset + i64::from(header.last_offset_delta);
         bytes + incoming > u64::from(config.segment_bytes)
-            || self.age_ms(staged_first, header.max_timestamp) > config.segment_ms
+            || self.age_ms(staged_first, header.max_timestamp) > config.segment_ms_max()
             || self.active.index.is_full(config.index_bytes_max)
             || last_offset - base > i64::from(i32::MAX)
     }

@@ -20,6 +20,8 @@ pub(crate) struct CutPoint {
     offset: i64,
     segment_base: i64,
     position: u32,
+    /// What stays is in synced segment files.
+    is_synced: bool,
 }
 
 impl Log {
@@ -39,6 +41,7 @@ impl Log {
         if offset < offsets.log_start {
             return Err(self.shared.out_of_range(offset, offsets.log_start, offsets.log_end));
         }
+        self.settle_swap()?;
         let segments = self.shared.segments.load_full();
         let at = segments.partition_point(|s| s.base_offset() <= offset).saturating_sub(1);
         let Some(segment) = segments.get(at) else { return Ok(None) };
@@ -46,15 +49,20 @@ impl Log {
         let found = segment.walk_to_offset(&file, 0, offset)?;
         let position = found.map_or(u64::from(segment.tail().bytes), |(position, _)| position);
         let position = u32::try_from(position).unwrap_or(u32::MAX);
+        let is_synced = offset <= self.shared.offsets.synced();
+        self.shared.cleaned.on_cut(offset);
         self.shared.offsets.lower(offset);
         self.sync.truncated(offset);
         self.journalled.cut(offset, None);
-        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
+        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position, is_synced }))
     }
 
     /// Hands the cut to the journal; to be durable before [`Log::finish_truncate`].
     pub(crate) fn journal_truncate(&self, cut: &CutPoint, ahead: &mut dyn Ahead) -> bool {
-        self.cut_in_journal(ahead, cut.segment_base, cut.position, cut.offset)
+        // Compaction may have moved what was journalled for this segment: of what is synced anyway the
+        // journal keeps nothing, so that no entry is left whose position is not true any more.
+        let position = if cut.is_synced { 0 } else { cut.position };
+        self.cut_in_journal(ahead, cut.segment_base, position, cut.offset)
     }
 
     /// Cuts the files. On an error the log takes no more appends: reopen, and truncate again.

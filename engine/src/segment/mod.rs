@@ -190,6 +190,11 @@ impl Segment {
         self.leases.load(Ordering::Acquire)
     }
 
+    /// True when the segment was removed from its log.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
     /// Marks the segment as removed from its log.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);

@@ -32,6 +32,8 @@ pub(super) struct Waiter {
 pub(super) enum WaiterKind {
     Append(Reply, AppendInfo),
     Flush(Promise<Offset>),
+    /// Waits for the recovery point.
+    Synced(Promise<Offset>),
     /// Waits for what others bring about.
     Watch(Mark, Promise<Offset>),
 }
@@ -71,6 +73,7 @@ impl Owned {
             WaiterKind::Append(..) | WaiterKind::Flush(_) => {
                 waiter.up_to > self.log.journalled_offset()
             }
+            WaiterKind::Synced(_) => waiter.up_to > self.log.shared.offsets.synced(),
             WaiterKind::Watch(..) => false,
         })
     }
@@ -277,13 +280,16 @@ fn journal_failed(log: &Log) -> Error {
 /// Answers everybody whose offset is reached.
 pub(super) fn answer_waiters(owned: &mut Owned, answers: &mut Answers) {
     let offsets = owned.log.shared.offsets.snapshot();
+    let synced = owned.log.shared.offsets.synced();
     let reached = |waiter: &Waiter| match waiter.kind {
         WaiterKind::Watch(Mark::Written, _) => waiter.up_to <= offsets.log_end,
+        WaiterKind::Synced(_) => waiter.up_to <= synced,
         _ => waiter.up_to <= offsets.durable,
     };
     for waiter in owned.waiters.extract_if(.., |waiter| reached(waiter)) {
         match waiter.kind {
             WaiterKind::Append(reply, info) => answers.add(reply, Ok(info)),
+            WaiterKind::Synced(promise) => promise.answer(Ok(Offset(synced))),
             WaiterKind::Flush(promise) | WaiterKind::Watch(Mark::Durable, promise) => {
                 promise.answer(Ok(Offset(offsets.durable)));
             }
@@ -299,7 +305,9 @@ pub(super) fn fail_waiters(owned: &mut Owned, error: &Error, answers: &mut Answe
     for waiter in owned.waiters.drain(..) {
         match waiter.kind {
             WaiterKind::Append(reply, _) => answers.add(reply, Err(error.repeat())),
-            WaiterKind::Flush(promise) | WaiterKind::Watch(_, promise) => {
+            WaiterKind::Flush(promise)
+            | WaiterKind::Synced(promise)
+            | WaiterKind::Watch(_, promise) => {
                 promise.answer(Err(error.repeat()));
             }
         }

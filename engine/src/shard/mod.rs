@@ -29,7 +29,7 @@ pub use completion::{AppendInfo, Completion, CompletionQueue, Durability, Pendin
 use crate::error::{Error, Result};
 use crate::io::{Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
-use crate::log::{AppendRequest, Log, RetiredSegment};
+use crate::log::{AppendRequest, Log, RetiredSegment, SwapOrder, SwapState};
 use crate::offset::Offset;
 use mailbox::{Full, Sender, mailbox};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,6 +53,10 @@ pub(crate) enum Message {
     DeleteRecords(Slot, Offset, Promise<Offset>),
     Truncate(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
+    /// Takes a step of putting a compacted segment in the place of others.
+    Swap(Slot, SwapOrder, Promise<SwapState>),
+    /// Syncs all sealed segments; the answer is the recovery point.
+    SyncSealed(Slot, Promise<Offset>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),
     /// Forgets a partition whose directory is about to go.
