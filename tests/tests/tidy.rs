@@ -28,10 +28,14 @@ const MAY_BE_UNSAFE: [&str; 14] = [
 ];
 
 /// Modules of the engine and those they must not know.
-const ARROWS: [(&str, &[&str]); 5] = [
+const ARROWS: [(&str, &[&str]); 6] = [
     ("engine/src/format/", &["io", "segment", "log", "shard", "engine", "recovery", "checkpoint"]),
     ("engine/src/segment/", &["log", "shard", "engine", "recovery", "partition", "view", "keeper"]),
-    ("engine/src/log/", &["shard", "engine", "recovery", "partition", "view", "keeper"]),
+    (
+        "engine/src/log/",
+        &["shard", "engine", "recovery", "compaction", "partition", "view", "keeper"],
+    ),
+    ("engine/src/compaction/", &["shard", "engine", "recovery", "partition", "view", "keeper"]),
     ("engine/src/io/", &["segment", "log", "shard", "engine", "recovery", "format", "checkpoint"]),
     ("engine/src/shard/", &["engine", "recovery", "partition", "view", "keeper"]),
 ];

@@ -2,7 +2,7 @@
 //!
 //! The order makes every moment safe to crash in. First the offsets are lowered, so that nobody reads
 //! on, and the shard writes the lowered recovery point. Then a cut in the journal undoes what it
-//! holds past the end. Then files go, newest first, each removal on disk before the next, so that what
+//! holds past the end; these two the other way round if the end is in synced segments. Then files go, newest first, each removal on disk before the next, so that what
 //! a power cut leaves is always a beginning of the log. A crash in between leaves the log cut, whole,
 //! or anywhere between; the host, which has no answer yet, cuts it again.
 
@@ -22,6 +22,15 @@ pub(crate) struct CutPoint {
     position: u32,
     /// What stays is in synced segment files.
     is_synced: bool,
+}
+
+impl CutPoint {
+    /// True if the cut must be in the journal before the recovery point is lowered: compaction may
+    /// have replaced segments above it, and with the recovery point below them a restart would write
+    /// into them what was journalled for others. The journal is not needed for what stays then.
+    pub(crate) fn is_in_journal_first(&self) -> bool {
+        self.is_synced
+    }
 }
 
 impl Log {

@@ -217,8 +217,12 @@ impl Shard {
         let Some(cut) = self.with_log(slot, |log| log.begin_truncate(to))? else {
             return self.with_log(slot, |log| Ok(log.shared.offsets.log_end()));
         };
+        let (journals, cut_first) = (self.journal.has_files(), cut.is_in_journal_first());
+        if journals && cut_first {
+            self.journal_truncation(slot, &cut)?;
+        }
         (self.store_recovery_points)()?;
-        if self.journal.has_files() {
+        if journals && !cut_first {
             self.journal_truncation(slot, &cut)?;
         }
         self.with_log(slot, |log| {

@@ -99,6 +99,7 @@ fn short(seed: u64) -> Plan {
         crashes: 1,
         power_only: true,
         faults: 0,
+        compacts: false,
         cut_at: None,
         fail_at: None,
     }
@@ -107,9 +108,16 @@ fn short(seed: u64) -> Plan {
 #[test]
 fn a_cut_and_every_fault_at_every_io_of_a_short_life_lose_nothing() {
     let mut lives = 0;
-    for seed in [3, 4] {
-        let ios = run(short(seed), Life::live_through).unwrap().ios;
-        for at in 0..ios {
+    for seed in [3, 4, 5, 6] {
+        // Compaction needs a longer life to meet with something to do.
+        let short = |seed| Plan {
+            compacts: seed > 4,
+            operations: if seed > 4 { 60 } else { 30 },
+            ..short(seed)
+        };
+        let seen = run(short(seed), Life::live_through).unwrap();
+        assert_eq!(seen.compacted > 0, seed > 4, "{seen:?}");
+        for at in 0..seen.ios {
             for errno in
                 [0, libc::EIO, libc::ENOSPC, libc::EINTR, libc::EROFS, libc::EMFILE, libc::EFBIG]
             {
@@ -131,8 +139,10 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
     plant(Some(bug));
     let caught = (1..=lives).find(|seed| {
         let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
-        if bug == Bug::SyncAgain {
-            plan.faults = 20_000;
+        match bug {
+            Bug::SyncAgain => plan.faults = 20_000,
+            Bug::SwapBeforeSync | Bug::SourcesBeforeNames => plan.compacts = true,
+            _ => {}
         }
         live(plan).is_err()
     });
@@ -142,7 +152,14 @@ fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
 
 #[test]
 fn each_planted_bug_is_caught() {
-    for bug in [Bug::AckBeforeSync, Bug::NoDirectorySync, Bug::FramesOutOfOrder, Bug::SyncAgain] {
+    for bug in [
+        Bug::AckBeforeSync,
+        Bug::NoDirectorySync,
+        Bug::FramesOutOfOrder,
+        Bug::SyncAgain,
+        Bug::SwapBeforeSync,
+        Bug::SourcesBeforeNames,
+    ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");
         assert!(lives.is_some(), "{bug:?} was not caught");

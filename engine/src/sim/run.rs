@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::model::{Died, Model, Stored};
-use crate::config::{Config, PartitionConfig};
+use super::model::{Died, Model, Stored, is_tombstone, key_of};
+use crate::config::{CleanupPolicy, Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
 use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) power_only: bool,
     /// One call in so many fails, of a million; with an errno that fits it.
     pub(super) faults: u32,
+    /// Records have keys, and the log is compacted now and then.
+    pub(super) compacts: bool,
     /// The crash comes at this I/O of the life instead of a random one.
     pub(super) cut_at: Option<u64>,
     /// This I/O of the life fails with this errno.
@@ -42,6 +44,7 @@ impl Plan {
             crashes: 1 + u32::try_from(rng.below(3)).unwrap(),
             power_only: false,
             faults: if rng.below(4) == 0 { 2_000 } else { 0 },
+            compacts: rng.coin(),
             cut_at: None,
             fail_at: None,
         }
@@ -56,6 +59,7 @@ pub(super) struct Seen {
     pub(super) acknowledged: u64,
     pub(super) recovered: u64,
     pub(super) replayed_bytes: u64,
+    pub(super) compacted: u64,
 }
 
 /// The directory, its oracles, and what is under way.
@@ -126,6 +130,11 @@ impl Life {
         config.partition = PartitionConfig {
             segment_bytes: 1024 + u32::try_from(self.plan.seed % 4).unwrap() * 700,
             index_interval_bytes: 200,
+            cleanup_policy: match self.plan.compacts {
+                true => CleanupPolicy::Compact,
+                false => CleanupPolicy::Delete,
+            },
+            delete_retention_ms: 100,
             ..PartitionConfig::default()
         };
         config.clock = self.world.clock();
@@ -315,7 +324,7 @@ impl Life {
 
     fn operation(&mut self) {
         let at = self.rng.index(self.partitions.len());
-        match self.rng.below(40) {
+        match self.rng.below(if self.plan.compacts { 46 } else { 40 }) {
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
             25..=31 => self.turn(),
@@ -329,7 +338,8 @@ impl Life {
                 let _ = self.engine.as_ref().unwrap().keep();
             }
             38 => self.world.clock().advance(Duration::from_millis(120)),
-            _ => self.settle(),
+            39 => self.settle(),
+            _ => self.compact(at),
         }
     }
 
@@ -338,10 +348,15 @@ impl Life {
         self.next_number += 1;
         let count = 1 + i64::try_from(self.rng.below(3)).unwrap();
         let mut batch = BatchBuilder::new(Codec::None);
-        let mut value = number.to_le_bytes().to_vec();
-        value.resize(8 + self.rng.index(300), 0x2a);
+        let value = vec![0x2a; self.rng.index(300)];
+        let (key, value) = match self.plan.compacts {
+            true => (Some(key_of(number)), (!is_tombstone(number)).then_some(&value[..])),
+            false => (None, Some(&value[..])),
+        };
+        let key = key.as_ref().map(|key| &key[..]);
         for i in 0..count {
-            batch.append(1_000 + i, None, Some(&value), &[]).unwrap();
+            let header = ("n", Some(&number.to_le_bytes()[..]));
+            batch.append(1_000 + i, key, value, &[header]).unwrap();
         }
         let options = AppendOptions { durability, leader_epoch: None::<LeaderEpoch> };
         // A full mailbox is no answer about the batch.
@@ -405,12 +420,24 @@ impl Life {
         say!(self, "partition {at} deleted before {before}: {deleted:?}");
     }
 
+    fn compact(&mut self, at: usize) {
+        self.settle();
+        if self.rng.coin() {
+            let _ = self.partitions[at].roll();
+        }
+        let end = self.models[at].log_end();
+        self.models[at].compacting(end);
+        let compacted = self.partitions[at].compact();
+        say!(self, "partition {at} compacted: {compacted:?}");
+        self.seen.compacted += u64::from(compacted.is_ok_and(|run| run.passes > 0));
+    }
+
     fn truncate(&mut self, at: usize) {
         self.settle();
         let end = self.models[at].log_end();
         let start = self.partitions[at].log_start_offset().0;
         let to = self.rng.below(1 + end.cast_unsigned()).cast_signed();
-        let to = self.models[at].boundary_at_or_below(to);
+        let Some(to) = self.models[at].boundary_in(&self.partitions[at], to) else { return };
         if to < start || to == end {
             return;
         }
