@@ -17,7 +17,7 @@ pub(crate) enum Bug {
     SwapBeforeSync,
     /// Compaction drops tombstones as soon as it sees them.
     TombstonesAtOnce,
-    /// The names of a finished segment are not synced before its sources go.
+    /// The names of a compacted segment are not synced before its sources go.
     SourcesBeforeNames,
 }
 

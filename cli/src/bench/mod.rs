@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod append;
+mod compaction;
 mod fanout;
 mod fetch;
 mod limit;
@@ -36,6 +37,8 @@ pub(crate) enum Bench {
     /// What `restart` runs and kills
     #[command(hide = true)]
     RestartWriter(restart::RestartWriter),
+    /// Compact a partition, and time the appends to another one meanwhile
+    Compaction(compaction::Compaction),
     /// Fetch and send to a TCP socket; the limit is a loop of sendfile
     Fetch(fetch::Fetch),
 }
@@ -47,6 +50,7 @@ impl Bench {
             Bench::DurableFanout(command) => command.run(global, out),
             Bench::Restart(command) => command.run(global, out),
             Bench::RestartWriter(command) => command.run(global),
+            Bench::Compaction(command) => command.run(global, out),
             Bench::Fetch(command) => command.run(global, out),
         }
     }

@@ -92,15 +92,14 @@ pub(super) fn clean_group(
 fn take_place(owner: &dyn Owner, tools: &Tools<'_>, replacement: Replacement) -> Result<SwapState> {
     let dir = &owner.shared().dir;
     let mut state = owner.order(SwapOrder::Begin(Box::new(replacement)))?;
-    let mut first = true;
     while state == SwapState::SyncNames {
-        let skipped = first && planted(Bug::SourcesBeforeNames);
-        if !skipped && let Err(error) = tools.disk.sync_dir(dir) {
+        if !planted(Bug::SourcesBeforeNames)
+            && let Err(error) = tools.disk.sync_dir(dir)
+        {
             // Past the first step this undoes nothing: the swap is settled later.
             owner.order(SwapOrder::Undo)?;
             return Err(Error::io("sync", dir, error));
         }
-        first = false;
         state = owner.order(SwapOrder::Next)?;
     }
     Ok(state)
