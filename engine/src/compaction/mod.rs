@@ -33,8 +33,6 @@ mod scan;
 mod schedule;
 mod status;
 mod swap;
-#[cfg(test)]
-mod tests;
 mod transactions;
 
 pub use find::LatestRecord;

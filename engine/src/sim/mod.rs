@@ -5,10 +5,12 @@
 //! |---|---|
 //! | `model.rs` | what a partition must hold |
 //! | `run.rs` | one life of a directory: work, crash, recovery |
+//! | `compaction.rs` | compaction without crashes, record by record |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
 
+mod compaction;
 mod model;
 mod run;
 
@@ -136,17 +138,21 @@ fn a_cut_and_every_fault_at_every_io_of_a_short_life_lose_nothing() {
 
 /// Runs lives with a bug planted until one is caught; gives how many that took.
 fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
-    plant(Some(bug));
-    let caught = (1..=lives).find(|seed| {
-        let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
+    let plan = |seed| {
+        let mut plan = Plan { power_only: true, ..Plan::random(seed) };
         match bug {
             Bug::SyncAgain => plan.faults = 20_000,
             Bug::SwapBeforeSync | Bug::SourcesBeforeNames => plan.compacts = true,
             _ => {}
         }
-        live(plan).is_err()
-    });
+        plan
+    };
+    plant(Some(bug));
+    let caught = (1..=lives).find(|seed| live(plan(*seed)).is_err());
     plant(None);
+    if let Some(seed) = caught {
+        live(plan(seed)).unwrap_or_else(|what| panic!("{bug:?} is not to blame: {what}"));
+    }
     caught
 }
 

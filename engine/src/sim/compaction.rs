@@ -496,3 +496,126 @@ fn a_full_disk_refuses_compaction_and_harms_nothing() {
     assert_eq!(partition.compaction_status().unwrap().error, None);
     assert!(read(&partition, 0, 1 << 20).len() < before.len());
 }
+
+/// An engine with threads of its own, whose cleaner looks around all the time.
+fn own_threads(dir: &std::path::Path) -> Engine {
+    let mut config = Config::new(dir);
+    config.shards = 2;
+    config.checkpoint_interval_ms = 100;
+    config.compaction_interval_ms = 10;
+    config.file_delete_delay_ms = 0;
+    config.open_files_max = Some(4);
+    config.partition = PartitionConfig {
+        segment_bytes: 4_096,
+        cleanup_policy: CleanupPolicy::Compact,
+        ..PartitionConfig::default()
+    };
+    Engine::open(config).unwrap()
+}
+
+#[test]
+fn readers_and_writers_go_on_while_the_cleaner_compacts_by_itself() {
+    const KEYS: u64 = 50;
+    const RECORDS: u64 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = own_threads(dir.path());
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2 {
+            let (partition, over) = (partition.clone(), &over);
+            scope.spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let found = read(&partition, 0, 3_000 + reader * 9_000);
+                    assert!(found.is_sorted_by(|a, b| a.offset < b.offset));
+                    for record in found {
+                        // Which record it is stands in its value: no other's bytes are ever read.
+                        let of = record.value.unwrap();
+                        assert_eq!(of, record.offset.to_be_bytes());
+                        let key = record.offset.cast_unsigned() % KEYS;
+                        assert_eq!(record.key, key.to_be_bytes());
+                    }
+                    partition.offset_for_timestamp(1).unwrap();
+                }
+            });
+        }
+        let mut builder = BatchBuilder::new(Codec::None);
+        for first in (0..RECORDS).step_by(10) {
+            for number in first..first + 10 {
+                let key = (number % KEYS).to_be_bytes();
+                builder.append(1, Some(&key), Some(&number.to_be_bytes()), &[]).unwrap();
+            }
+            append(&partition, builder.build().unwrap());
+        }
+        partition.roll().unwrap();
+        while partition.compaction_status().unwrap().dirty_ratio > 0.5 {
+            assert_eq!(partition.compaction_status().unwrap().error, None);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(partition.compaction_status().unwrap().last_run.is_some());
+    partition.compact().unwrap();
+    let found = read(&partition, 0, 1 << 20);
+    let offsets: Vec<u64> = found.iter().map(|r| r.offset.cast_unsigned()).collect();
+    assert_eq!(offsets, (RECORDS - KEYS..RECORDS).collect::<Vec<_>>());
+    drop(partition);
+    engine.close().unwrap();
+    let engine = own_threads(dir.path());
+    let partition = engine.partition("t", 0).unwrap();
+    assert_eq!(read(&partition, 0, 1 << 20), found);
+    assert_eq!(partition.compaction_status().unwrap().cleaned_offset, Some(Offset(20_000)));
+    let text = std::fs::read_to_string(dir.path().join("cleaner-offset-checkpoint")).unwrap();
+    assert_eq!(text, "0\n1\nt 0 20000\n");
+}
+
+#[test]
+fn damage_makes_one_partition_uncleanable_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = own_threads(dir.path());
+    let partitions = engine.create_topic("t", 2).unwrap();
+    for partition in &partitions {
+        let mut builder = BatchBuilder::new(Codec::None);
+        for i in 0..200_u32 {
+            builder.append(1, Some(&[7]), Some(&i.to_be_bytes()), &[]).unwrap();
+            if i == 0 {
+                append(partition, builder.build().unwrap());
+                let path = dir.path().join(format!("t-{}", partition.name().partition()));
+                let path = path.join("00000000000000000000.log");
+                if partition.name().partition() == 0 {
+                    let mut bytes = std::fs::read(&path).unwrap();
+                    bytes[70] ^= 1;
+                    std::fs::write(&path, bytes).unwrap();
+                }
+            }
+        }
+        append(partition, builder.build().unwrap());
+        partition.roll().unwrap();
+    }
+    let status = |number: usize| partitions[number].compaction_status().unwrap();
+    while status(0).error.is_none() || status(1).cleaned_offset.is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(status(0).error.unwrap().contains("damaged"));
+    assert_eq!(status(0).cleaned_offset, None);
+    assert_eq!((status(1).cleaned_offset, status(1).error), (Some(Offset(200)), None));
+}
+
+#[test]
+fn a_close_does_not_wait_for_a_slow_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new(dir.path());
+    config.compaction_bytes_per_s = 1;
+    config.partition.cleanup_policy = CleanupPolicy::Compact;
+    let engine = Engine::open(config).unwrap();
+    let partition = engine.create_topic("t", 1).unwrap().remove(0);
+    let mut builder = BatchBuilder::new(Codec::None);
+    builder.append(1, Some(b"k"), Some(&[1; 5_000]), &[]).unwrap();
+    append(&partition, builder.build().unwrap());
+    partition.roll().unwrap();
+    // At a byte a second it would run for over an hour.
+    let run = std::thread::spawn(move || partition.compact());
+    std::thread::sleep(Duration::from_millis(50));
+    engine.close().unwrap();
+    assert!(matches!(run.join().unwrap(), Err(Error::Closed { .. })));
+}
