@@ -308,7 +308,7 @@ impl Partition {
         self.ask(Message::Roll)
     }
 
-    /// Compacts all that can be now, on this thread: sealed segments below the high watermark, younger
+    /// Compacts all that can be now, and waits for it: sealed segments below the high watermark, younger
     /// records than `min_compaction_lag_ms` left out. Of each key the newest record stays; tombstones
     /// go `delete_retention_ms` after the first compaction that saw them (Kafka's `Cleaner`). Waits for
     /// another partition's run, and keeps to `compaction_bytes_per_s`. The active segment is never
@@ -320,7 +320,7 @@ impl Partition {
     /// again meanwhile, [`Error::Io`], [`Error::Closed`]. The log holds what it held, whatever comes.
     pub fn compact(&self) -> Result<CompactionRun> {
         self.check_open()?;
-        self.inner.compactor.compact_now(self)
+        self.inner.compactor.compact_now(Box::new(self.clone()))
     }
 
     /// How far the partition is compacted, and how the last run went. Looks at the indexes of sealed

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::io::{Clock, Disk};
 use crate::topic::TopicPartition;
 use std::collections::BTreeSet;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -36,6 +37,14 @@ pub(crate) struct Compactor {
     /// Held while a partition is compacted.
     running: Mutex<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// For the thread; `None` if there is none.
+    jobs: Mutex<Option<Vec<Job>>>,
+}
+
+/// A partition that somebody waits for.
+struct Job {
+    owner: Box<dyn Owner>,
+    answer: SyncSender<Result<CompactionRun>>,
 }
 
 /// Keeps a rate, and knows when it is time to stop.
@@ -49,6 +58,8 @@ pub(crate) struct Throttle {
 #[derive(Default)]
 struct Pace {
     stopping: bool,
+    /// Somebody waits for a run.
+    wanted: bool,
     /// From when on `bytes` were spent.
     since: Duration,
     bytes: u64,
@@ -94,11 +105,20 @@ impl Throttle {
         pace.bytes = 0;
     }
 
-    /// Waits that long; false if it is time to stop.
+    /// Waits that long, or until it is woken; false if it is time to stop.
     fn rest(&self, time: Duration) -> bool {
         let pace = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(pace, time, |pace| !pace.stopping);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.stopping
+        let quiet = |pace: &mut Pace| !pace.stopping && !pace.wanted;
+        let waited = self.changed.wait_timeout_while(pace, time, quiet);
+        let mut pace = waited.unwrap_or_else(PoisonError::into_inner).0;
+        pace.wanted = false;
+        !pace.stopping
+    }
+
+    /// Ends a rest between two looks for work.
+    fn wake(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).wanted = true;
+        self.changed.notify_all();
     }
 
     fn stop(&self) {
@@ -122,7 +142,8 @@ impl Compactor {
     ) -> Compactor {
         let throttle = Throttle::new(Arc::clone(&clock), bytes_per_s);
         let (running, thread) = (Mutex::default(), Mutex::new(None));
-        Compactor { disk, clock, memory_bytes, throttle, store_points, running, thread }
+        let jobs = Mutex::new(None);
+        Compactor { disk, clock, memory_bytes, throttle, store_points, running, thread, jobs }
     }
 
     /// Now, Unix ms.
@@ -131,7 +152,7 @@ impl Compactor {
     }
 
     /// Compacts all of a partition that can be, now. Waits for a run that is under way.
-    pub(crate) fn compact_now(&self, owner: &dyn Owner) -> Result<CompactionRun> {
+    pub(crate) fn compact_now(&self, owner: Box<dyn Owner>) -> Result<CompactionRun> {
         let shared = owner.shared();
         if !shared.config.cleanup_policy.compacts() {
             return Err(Error::Config {
@@ -139,11 +160,39 @@ impl Compactor {
                 reason: format!("{} is not compacted", shared.name),
             });
         }
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiting) = jobs.as_mut() else {
+            // Without a thread of its own: on this one.
+            drop(jobs);
+            return self.run_job(owner.as_ref());
+        };
+        let (answer, answered) = sync_channel(1);
+        waiting.push(Job { owner, answer });
+        drop(jobs);
+        self.throttle.wake();
+        answered.recv().unwrap_or_else(|_| Err(Error::Closed { what: "the engine".into() }))
+    }
+
+    fn run_job(&self, owner: &dyn Owner) -> Result<CompactionRun> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         owner.sync_sealed()?;
         let done = self.run(owner);
         drop(running);
         done
+    }
+
+    /// What somebody waits for, in order.
+    fn run_jobs(&self) {
+        loop {
+            let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(job) = jobs.as_mut().filter(|jobs| !jobs.is_empty()).map(|j| j.remove(0))
+            else {
+                return;
+            };
+            drop(jobs);
+            // Whoever asked may have gone.
+            let _ = job.answer.send(self.run_job(job.owner.as_ref()));
+        }
     }
 
     /// One partition, with what becomes of it noted.
@@ -183,6 +232,7 @@ impl Compactor {
         partitions: impl Fn() -> Vec<Box<dyn Owner>> + Send + 'static,
     ) -> std::io::Result<()> {
         let compactor = Arc::clone(self);
+        *self.jobs.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
         let thread = std::thread::Builder::new()
             .name("loglane-cleaner".into())
             .spawn(move || compactor.run_background(interval, partitions))?;
@@ -194,6 +244,7 @@ impl Compactor {
         // Appends and fetches are waited for; this is not.
         let _ = rustix::process::setpriority_process(None, NICE);
         while self.throttle.rest(interval) {
+            self.run_jobs();
             // Those that got nowhere in this round; an error is in the partition's status.
             let mut done = BTreeSet::new();
             while let Some(owner) = self.dirtiest(partitions(), &done) {
@@ -203,8 +254,11 @@ impl Compactor {
                 if run.is_err() || run.is_ok_and(|run| run.passes == 0) {
                     done.insert(owner.shared().name.clone());
                 }
+                self.run_jobs();
             }
         }
+        // From here on nobody waits for this thread; who did is told.
+        *self.jobs.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The partition that is compacted next.
