@@ -47,6 +47,8 @@ impl Log {
     /// Starts a new active segment at `base_offset`. The old one gets its index files and is synced
     /// in the background.
     pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
+        // The journal may still have a failed write that stood where the new segment begins.
+        self.check_cut()?;
         // Sealed first: after a kill, a segment that has a successor has its index files whole.
         self.seal_active_index()?;
         if self.active.cut_back {
