@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod compact;
 mod consume;
 mod doctor;
 mod dump;
@@ -95,6 +96,9 @@ enum Command {
     /// Make a directory that was killed a plain Kafka directory again
     #[command(after_help = EXIT_CODES)]
     Recover(recover::Recover),
+    /// Compact a topic by key now: of each key the newest record stays
+    #[command(after_help = EXIT_CODES)]
+    Compact(compact::Compact),
     /// Look at machine, file system and directory, and say what could be better
     #[command(after_help = EXIT_CODES)]
     Doctor(doctor::Doctor),
@@ -141,6 +145,7 @@ fn main() -> ExitCode {
         Command::Explain(command) => command.run(global, &mut out),
         Command::Retain(command) => command.run(global, &mut out),
         Command::Recover(command) => command.run(global, &mut out),
+        Command::Compact(command) => command.run(global, &mut out),
         Command::Doctor(command) => command.run(global, &mut out),
         Command::Bench(command) => command.run(global, &mut out),
     };

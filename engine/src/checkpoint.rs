@@ -21,7 +21,7 @@ pub(crate) const RECOVERY_POINTS: &str = "recovery-point-offset-checkpoint";
 pub(crate) const HIGH_WATERMARKS: &str = "replication-offset-checkpoint";
 /// Log start offsets that are above the first segment's base.
 pub(crate) const LOG_STARTS: &str = "log-start-offset-checkpoint";
-/// First dirty offset of each log that Kafka's cleaner compacts.
+/// First offsets that compaction has not seen yet, of compacted partitions.
 pub(crate) const CLEANER_OFFSETS: &str = "cleaner-offset-checkpoint";
 /// Present while the directory is closed and whole.
 pub(crate) const CLEAN_SHUTDOWN: &str = ".kafka_cleanshutdown";

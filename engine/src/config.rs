@@ -52,6 +52,16 @@ pub struct Config {
     /// segment goes only if the limit is kept without it. Kafka's internal topics (`__…`) and those its
     /// cleaner compacted are counted, not deleted from. Default `None`: no limit.
     pub retention_total_bytes: Option<u64>,
+    /// Memory of the map from keys to offsets that compaction works with, 24 bytes a key at a load of
+    /// 0.9; keys that do not fit take another pass. 1 KiB to 64 GiB, default 128 MiB
+    /// (`log.cleaner.dedupe.buffer.size`).
+    pub compaction_memory_bytes: u64,
+    /// Most bytes that compaction reads and writes in a second, all partitions together; 0 (default)
+    /// for no limit (`log.cleaner.io.max.bytes.per.second`).
+    pub compaction_bytes_per_s: u64,
+    /// How often the cleaner's thread looks for a partition that is dirty enough. 10 ms to a day,
+    /// default 15 s (`log.cleaner.backoff.ms`).
+    pub compaction_interval_ms: u64,
     /// Settings of partitions, as far as none are stored for them or their topic
     /// ([`crate::Engine::configure_topic`]). Retention by default leaves Kafka's internal topics (`__…`)
     /// and those its cleaner compacted alone.
@@ -76,6 +86,9 @@ impl Config {
             file_delete_delay_ms: 60_000,
             retention_check_interval_ms: 300_000,
             retention_total_bytes: None,
+            compaction_memory_bytes: 128 << 20,
+            compaction_bytes_per_s: 0,
+            compaction_interval_ms: 15_000,
             partition: PartitionConfig::default(),
             clock: Arc::new(SystemClock::default()),
         }
@@ -98,6 +111,8 @@ impl Config {
             let interval = self.retention_check_interval_ms;
             in_range("retention_check_interval_ms", interval, 100, 86_400_000)?;
         }
+        in_range("compaction_memory_bytes", self.compaction_memory_bytes, 1 << 10, 64 << 30)?;
+        in_range("compaction_interval_ms", self.compaction_interval_ms, 10, 86_400_000)?;
         self.partition.check()
     }
 
@@ -115,7 +130,7 @@ impl Config {
 }
 
 /// Settings of a partition. Names follow Kafka's topic settings.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct PartitionConfig {
     /// Largest segment file; an append that would pass it rolls first (`segment.bytes`). 1 KiB to
     /// 2^31−1, default 1 GiB.
@@ -145,6 +160,22 @@ pub struct PartitionConfig {
     pub retention_records: Option<u64>,
     /// What the age of a segment counts from.
     pub retention_clock: RetentionClock,
+    /// What becomes of old records (`cleanup.policy`). With compaction every record that a leader
+    /// appends must have a key. Default: [`CleanupPolicy::Delete`].
+    pub cleanup_policy: CleanupPolicy,
+    /// The part of a log that must not have been compacted yet before it is compacted in the
+    /// background (`min.cleanable.dirty.ratio`). 0 to 1, default 0.5.
+    pub min_cleanable_dirty_ratio: f64,
+    /// Segments with a record younger than this are not compacted (`min.compaction.lag.ms`).
+    /// Default 0.
+    pub min_compaction_lag_ms: u64,
+    /// A log with records older than this that were not compacted yet is compacted whatever its
+    /// ratio, and its active segment rolls after this time (`max.compaction.lag.ms`). 1 or more,
+    /// default 2^63 − 1: never.
+    pub max_compaction_lag_ms: u64,
+    /// How long a tombstone, or a transaction's marker, stays after the first compaction that saw it
+    /// (`delete.retention.ms`). Default 24 hours.
+    pub delete_retention_ms: u64,
 }
 
 /// What the age of a segment counts from, for `retention_ms`.
@@ -177,6 +208,49 @@ impl RetentionClock {
     }
 }
 
+/// What becomes of old records: Kafka's `cleanup.policy`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CleanupPolicy {
+    /// Retention deletes old segments.
+    #[default]
+    Delete,
+    /// Of each key the newest record stays.
+    Compact,
+    /// Both.
+    CompactAndDelete,
+}
+
+impl CleanupPolicy {
+    /// True if the partition is compacted.
+    #[must_use]
+    pub fn compacts(self) -> bool {
+        self != CleanupPolicy::Delete
+    }
+}
+
+impl std::fmt::Display for CleanupPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            CleanupPolicy::Delete => "delete",
+            CleanupPolicy::Compact => "compact",
+            CleanupPolicy::CompactAndDelete => "compact,delete",
+        })
+    }
+}
+
+impl std::str::FromStr for CleanupPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<CleanupPolicy, String> {
+        match text {
+            "delete" => Ok(CleanupPolicy::Delete),
+            "compact" => Ok(CleanupPolicy::Compact),
+            "compact,delete" | "delete,compact" => Ok(CleanupPolicy::CompactAndDelete),
+            _ => Err(format!("{text:?} is not one of delete, compact and compact,delete")),
+        }
+    }
+}
+
 /// Who moves a partition's high watermark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum HighWatermark {
@@ -201,6 +275,11 @@ impl Default for PartitionConfig {
             retention_bytes: None,
             retention_records: None,
             retention_clock: RetentionClock::default(),
+            cleanup_policy: CleanupPolicy::Delete,
+            min_cleanable_dirty_ratio: 0.5,
+            min_compaction_lag_ms: 0,
+            max_compaction_lag_ms: i64::MAX as u64,
+            delete_retention_ms: 24 * 3600 * 1000,
         }
     }
 }
@@ -221,7 +300,27 @@ impl PartitionConfig {
         in_range("index_bytes_max", self.index_bytes_max.into(), 24, segment_bytes_max)?;
         in_range("index_interval_bytes", self.index_interval_bytes.into(), 0, segment_bytes_max)?;
         in_range("retention_ms", self.retention_ms.unwrap_or(0), 0, i64::MAX as u64)?;
-        in_range("batch_bytes_max", self.batch_bytes_max.into(), 61, segment_bytes_max)
+        in_range("batch_bytes_max", self.batch_bytes_max.into(), 61, segment_bytes_max)?;
+        if !(0.0..=1.0).contains(&self.min_cleanable_dirty_ratio) {
+            let reason = format!("{} is not within 0 to 1", self.min_cleanable_dirty_ratio);
+            return Err(Error::Config { key: "min_cleanable_dirty_ratio", reason });
+        }
+        in_range("min_compaction_lag_ms", self.min_compaction_lag_ms, 0, i64::MAX as u64)?;
+        in_range("max_compaction_lag_ms", self.max_compaction_lag_ms, 1, i64::MAX as u64)?;
+        in_range("delete_retention_ms", self.delete_retention_ms, 0, i64::MAX as u64)?;
+        if self.min_compaction_lag_ms > self.max_compaction_lag_ms {
+            let reason = "is over max_compaction_lag_ms".into();
+            return Err(Error::Config { key: "min_compaction_lag_ms", reason });
+        }
+        Ok(())
+    }
+
+    /// Oldest an active segment gets: Kafka's `LogConfig.maxSegmentMs`.
+    pub(crate) fn segment_ms_max(&self) -> u64 {
+        match self.cleanup_policy.compacts() {
+            true => self.segment_ms.min(self.max_compaction_lag_ms),
+            false => self.segment_ms,
+        }
     }
 }
 

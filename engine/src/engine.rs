@@ -6,6 +6,7 @@ mod cursors;
 
 use crate::branch::{self, BranchSync, Branched};
 use crate::checkpoint;
+use crate::compaction::Compactor;
 use crate::config::{Config, PartitionConfig};
 use crate::error::{Error, Result};
 use crate::io::{self, Alive, Backend, DirLock, Disk, EntryKind};
@@ -93,6 +94,7 @@ pub(crate) struct Core {
     sweep: Arc<Sweep>,
     outstanding: Arc<Outstanding>,
     polls: Arc<LongPolls>,
+    compactor: Arc<Compactor>,
     next_slot: AtomicUsize,
     broker_epoch: i64,
     mode: Mode,
@@ -155,6 +157,7 @@ impl Engine {
         let high_watermarks = read(checkpoint::HIGH_WATERMARKS)?;
         let log_starts = read(checkpoint::LOG_STARTS)?;
         let terms = Arc::new(open_terms(&dir, &config.partition, &config.clock, &disk)?);
+        let cleaned = read(checkpoint::CLEANER_OFFSETS)?;
         let before = session::read(disk.as_ref(), &dir)?;
         let mount = disk.mount_id(&dir);
         let clean = broker_epoch.is_some() || names.partitions.is_empty();
@@ -206,6 +209,7 @@ impl Engine {
                 recovery_point: recovery_points.get(&name).copied().unwrap_or(0),
                 high_watermark: high_watermarks.get(&name).copied().unwrap_or(0),
                 log_start: log_starts.get(&name).copied(),
+                cleaned: cleaned.get(&name).copied(),
             };
             registry.insert(Entry::new(name, path, checkpoints));
         }
@@ -222,6 +226,7 @@ impl Engine {
         };
         let shards = shards.make(&keeper, &registry, threads)?;
         let polls = Arc::new(LongPolls::new(Arc::clone(&config.clock)));
+        let compactor = compactor(&config, &disk, &keeper, &registry);
         let core = Core {
             config,
             disk,
@@ -234,6 +239,7 @@ impl Engine {
             sweep: Arc::default(),
             outstanding,
             polls,
+            compactor,
             next_slot: AtomicUsize::new(0),
             broker_epoch: broker_epoch.unwrap_or(-1),
             mode,
@@ -253,6 +259,10 @@ impl Engine {
         if threads == Threads::Own {
             engine.start_keeper()?;
             engine.start_sweep()?;
+            let interval = Duration::from_millis(engine.core.config.compaction_interval_ms);
+            let registry = Arc::clone(&engine.core.registry);
+            let started = engine.core.compactor.start(interval, move || registry.owners());
+            started.map_err(|e| Error::io("start a thread for", &dir, e))?;
         }
         Ok(engine)
     }
@@ -440,6 +450,7 @@ impl Engine {
         };
         let core = &self.core;
         core.polls.stop();
+        core.compactor.stop();
         core.keeper.stop();
         self.stop_sweep();
         let thread = self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -502,6 +513,24 @@ impl Engine {
         *self.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }
+}
+
+/// What compacts the directory's partitions. It knows the registry only while that lives, since
+/// partitions know it.
+fn compactor(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    keeper: &Arc<Keeper>,
+    registry: &Arc<Registry>,
+) -> Arc<Compactor> {
+    let (keeper, registry) = (Arc::clone(keeper), Arc::downgrade(registry));
+    let store_points = move || match registry.upgrade() {
+        Some(registry) => keeper.write_checkpoints(&registry),
+        None => Err(Error::Closed { what: "the engine".into() }),
+    };
+    let (disk, clock) = (Arc::clone(disk), Arc::clone(&config.clock));
+    let (memory, rate) = (config.compaction_memory_bytes, config.compaction_bytes_per_s);
+    Arc::new(Compactor::new(disk, clock, memory, rate, Box::new(store_points)))
 }
 
 impl Core {
@@ -579,7 +608,7 @@ impl Core {
         if let Some(log) = log {
             shard.send(Message::Adopt(slot, Box::new(log)));
         }
-        Partition::new(shared, shard, slot, Arc::clone(&self.terms))
+        Partition::new(shared, shard, slot, Arc::clone(&self.terms), Arc::clone(&self.compactor))
     }
 
     /// Recovers one partition that nobody has touched yet. False if there is none; then journals of

@@ -142,13 +142,22 @@ impl Keeper {
         let collect = |offset: fn(&Checkpoints) -> Option<i64>| -> PartitionOffsets {
             now.iter().filter_map(|(name, c)| Some((name.clone(), offset(c)?))).collect()
         };
-        let files: [(&str, PartitionOffsets); 3] = [
+        let files: [(&str, PartitionOffsets); 4] = [
             (checkpoint::RECOVERY_POINTS, collect(|c| Some(c.recovery_point))),
             (checkpoint::HIGH_WATERMARKS, collect(|c| Some(c.high_watermark))),
             (checkpoint::LOG_STARTS, collect(|c| c.log_start)),
+            (checkpoint::CLEANER_OFFSETS, collect(|c| c.cleaned)),
         ];
         for (name, offsets) in files {
-            self.replace_if_changed(&self.dir.join(name), &offsets)?;
+            let path = self.dir.join(name);
+            // Most directories compact nothing.
+            if name == checkpoint::CLEANER_OFFSETS
+                && offsets.is_empty()
+                && self.disk.stat(&path).is_err()
+            {
+                continue;
+            }
+            self.replace_if_changed(&path, &offsets)?;
         }
         Ok(())
     }

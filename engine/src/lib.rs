@@ -39,6 +39,7 @@
 //! | `state` | values of partitions and cursors of consumer groups: one file, durable through the journal |
 //! | `recovery`, `checkpoint`, `keeper` | open after a crash, Kafka's text files, housekeeping |
 //! | `settings`, `retention` | what is stored of topics; what may be deleted, pins, why a segment is still here |
+//! | `compaction` | of each key the newest record stays |
 //! | [`inspect`] | a look into the files of a log: walk, index checks, verify |
 //! | [`io`] | the disk behind one trait: io_uring, plain calls |
 //!
@@ -56,6 +57,7 @@
 
 mod branch;
 mod checkpoint;
+mod compaction;
 mod config;
 mod engine;
 mod error;
@@ -89,7 +91,8 @@ mod view;
 pub use branch::{BranchSync, Branched};
 pub use bytes::Bytes;
 pub use checkpoint::{parse_topic_id, topic_id_text};
-pub use config::{Config, HighWatermark, PartitionConfig, RetentionClock};
+pub use compaction::{CompactionRun, CompactionStatus, LatestRecord};
+pub use config::{CleanupPolicy, Config, HighWatermark, PartitionConfig, RetentionClock};
 pub use engine::{Engine, EngineStat};
 pub use error::{CODES, Error, Result};
 pub use log::{FetchOptions, Isolation, Lease, LeaseRange, ListedOffset, OffsetQuery, Verify};

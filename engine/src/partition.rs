@@ -4,11 +4,14 @@
 
 mod values;
 
+use crate::compaction::{
+    self, CompactionRun, CompactionStatus, Compactor, Latch, LatestRecord, Owner,
+};
 use crate::error::{Error, Result};
 use crate::format::{Batch, BatchFault, BatchHeader};
 use crate::log::{
     AppendOrigin, AppendRequest, FetchOptions, Isolation, Lease, ListedOffset, Log, LogShared,
-    OffsetQuery,
+    OffsetQuery, SwapOrder, SwapState,
 };
 use crate::offset::{LeaderEpoch, Offset};
 use crate::producers::{AbortedTransaction, ProducerState, TransactionMarker};
@@ -80,6 +83,8 @@ struct Inner {
     slot: Slot,
     closed: AtomicBool,
     terms: Arc<Terms>,
+    compactor: Arc<Compactor>,
+    compaction: Latch,
 }
 
 impl std::fmt::Debug for Partition {
@@ -94,9 +99,11 @@ impl Partition {
         shard: Arc<ShardHandle>,
         slot: Slot,
         terms: Arc<Terms>,
+        compactor: Arc<Compactor>,
     ) -> Partition {
-        let closed = AtomicBool::new(false);
-        Partition { inner: Arc::new(Inner { shared, shard, slot, closed, terms }) }
+        let (closed, compaction) = (AtomicBool::new(false), Latch::default());
+        let inner = Inner { shared, shard, slot, closed, terms, compactor, compaction };
+        Partition { inner: Arc::new(inner) }
     }
 
     /// Topic and number.
@@ -378,6 +385,49 @@ impl Partition {
         self.ask(Message::Roll)
     }
 
+    /// Compacts all that can be now, and waits for it: sealed segments below the high watermark, younger
+    /// records than `min_compaction_lag_ms` left out. Of each key the newest record stays; tombstones
+    /// go `delete_retention_ms` after the first compaction that saw them (Kafka's `Cleaner`). Waits for
+    /// another partition's run, and keeps to `compaction_bytes_per_s`. The active segment is never
+    /// compacted: [`Partition::roll`] first if it should be.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the partition's policy is not to compact, [`Error::NoSpace`] without room
+    /// for a copy of a segment, [`Error::Damaged`], [`Error::Busy`] if the log is truncated again and
+    /// again meanwhile, [`Error::Io`], [`Error::Closed`]. The log holds what it held, whatever comes.
+    pub fn compact(&self) -> Result<CompactionRun> {
+        self.check_open()?;
+        self.inner.compactor.compact_now(Box::new(self.clone()))
+    }
+
+    /// How far the partition is compacted, and how the last run went. Looks at the indexes of sealed
+    /// segments if `min_compaction_lag_ms` is set.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Damaged`], [`Error::Closed`].
+    pub fn compaction_status(&self) -> Result<CompactionStatus> {
+        self.check_open()?;
+        self.inner.compaction.status(&self.inner.shared, self.inner.compactor.now_ms())
+    }
+
+    /// The newest record with this key below the high watermark; `None` if there is none, or if it is
+    /// a tombstone. Transactions are not looked at: an aborted record counts until it is compacted.
+    ///
+    /// Reads the log backwards, segment by segment, each from its start: as long as what lies behind
+    /// the record's segment takes to read and decompress; a key that is not there costs the whole log.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the partition is not compacted, [`Error::Damaged`], [`Error::Io`],
+    /// [`Error::Closed`].
+    pub fn last_by_key(&self, key: &[u8]) -> Result<Option<LatestRecord>> {
+        self.check_open()?;
+        if !self.inner.shared.config.load().cleanup_policy.compacts() {
+            let reason = format!("{} is not compacted", self.name());
+            return Err(Error::Config { key: "cleanup_policy", reason });
+        }
+        compaction::last_by_key(&self.inner.shared, key)
+    }
+
     /// Every damaged range that is known.
     #[must_use]
     pub fn damaged_ranges(&self) -> Vec<DamagedRange> {
@@ -527,6 +577,9 @@ impl Partition {
             }
             let batch = Batch::check(rest).map_err(|f| self.invalid(position, f))?;
             let records = match origin {
+                AppendOrigin::Leader(_) if config.cleanup_policy.compacts() => {
+                    batch.check_keyed_records()
+                }
                 AppendOrigin::Leader(_) => batch.check_records(),
                 AppendOrigin::Marker { .. } | AppendOrigin::Follower => {
                     check_replicated(batch.header())
@@ -548,6 +601,24 @@ impl Partition {
 
     fn busy(&self) -> Error {
         Error::Busy { partition: self.name().to_string(), queued: self.inner.shard.capacity() }
+    }
+}
+
+impl Owner for Partition {
+    fn shared(&self) -> &Arc<LogShared> {
+        &self.inner.shared
+    }
+
+    fn order(&self, order: SwapOrder) -> Result<SwapState> {
+        self.ask(|slot, promise| Message::Swap(slot, order, promise))
+    }
+
+    fn sync_sealed(&self) -> Result<()> {
+        self.ask(Message::SyncSealed).map(drop)
+    }
+
+    fn latch(&self) -> &Latch {
+        &self.inner.compaction
     }
 }
 

@@ -37,6 +37,12 @@ pub(crate) enum Bug {
     ForgetAborted,
     /// A sync that covers an abort marker leaves its transaction index out.
     AbortedUnsynced,
+    /// A compacted segment takes its place before its bytes are on disk.
+    SwapBeforeSync,
+    /// Compaction drops tombstones as soon as it sees them.
+    TombstonesAtOnce,
+    /// The names of a compacted segment are not synced before its sources go.
+    SourcesBeforeNames,
 }
 
 #[cfg(test)]

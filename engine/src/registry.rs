@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::compaction::Owner;
 use crate::error::{Error, Result};
 use crate::partition::Partition;
 use crate::recovery::{Checkpoints, RecoveryReport};
@@ -84,6 +85,7 @@ impl Entry {
             high_watermark: shared.offsets.high_watermark(),
             // Kafka notes a log start only where the first segment's name does not say it already.
             log_start: Some(log_start).filter(|start| *start > first),
+            cleaned: shared.cleaned.offset(),
         }
     }
 }
@@ -103,6 +105,15 @@ impl Registry {
 
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Open partitions that are compacted.
+    pub(crate) fn owners(&self) -> Vec<Box<dyn Owner>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let open = entries.values().filter_map(|entry| entry.opened());
+        open.filter(|partition| partition.shared().config.load().cleanup_policy.compacts())
+            .map(|partition| Box::new(partition.clone()) as Box<dyn Owner>)
+            .collect()
     }
 
     pub(crate) fn of_topic(&self, topic: &str) -> Vec<Arc<Entry>> {

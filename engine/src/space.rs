@@ -99,6 +99,13 @@ impl Space {
         !self.full.load(Ordering::Relaxed)
     }
 
+    /// True if there is room for a copy of `bytes` beside what must stay. Asking changes nothing.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        let free = self.disk.free_bytes(&self.dir);
+        let fits = free.is_ok_and(|free| free >= self.low_bytes.saturating_add(bytes));
+        fits && !self.full.load(Ordering::Relaxed)
+    }
+
     /// A write met the end of the disk.
     pub(crate) fn ran_out(&self) {
         if self.reserve_bytes > 0 {

@@ -173,6 +173,7 @@ fn open_view(
             recovery_point: recovery_points.get(name).copied().unwrap_or(0),
             high_watermark: 0,
             log_start: log_starts.get(name).copied(),
+            cleaned: None,
         },
         // The writer's journal is its own: what is not in segments yet is not seen here.
         replayed: None,

@@ -160,7 +160,7 @@ fn a_gap_an_old_epoch_and_a_plain_write_within_a_transaction_are_refused_and_lea
     in_transaction(&partition, 2, 0, 1).unwrap();
     let plain = fault(append(&partition, of(2, 0, 1, 1)));
     assert_eq!(plain, ProducerFault::NotTransactional { first_offset: 2 });
-    assert_eq!(plain_code(&partition), 27);
+    assert_eq!(plain_code(&partition), 28);
 }
 
 fn plain_code(partition: &Partition) -> i32 {

@@ -28,7 +28,7 @@ const MAY_BE_UNSAFE: [&str; 14] = [
 ];
 
 /// Modules of the engine and those they must not know.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("engine/src/format/", &["io", "segment", "log", "shard", "engine", "recovery", "checkpoint"]),
     (
         "engine/src/segment/",
@@ -61,8 +61,19 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("engine/src/producers/", &["io", "log", "shard", "engine", "recovery", "partition", "view"]),
     (
         "engine/src/log/",
-        &["shard", "engine", "recovery", "partition", "view", "keeper", "retention", "settings"],
+        &[
+            "shard",
+            "engine",
+            "recovery",
+            "compaction",
+            "partition",
+            "view",
+            "keeper",
+            "retention",
+            "settings",
+        ],
     ),
+    ("engine/src/compaction/", &["shard", "engine", "recovery", "partition", "view", "keeper"]),
     ("engine/src/io/", &["segment", "log", "shard", "engine", "recovery", "format", "checkpoint"]),
     ("engine/src/shard/", &["engine", "recovery", "partition", "view", "keeper", "retention"]),
     ("engine/src/retention/", &["engine", "recovery", "view", "keeper", "shard", "journal"]),

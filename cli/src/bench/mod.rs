@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod append;
+mod compaction;
 mod dormant;
 mod fanout;
 mod fetch;
@@ -39,6 +40,8 @@ pub(crate) enum Bench {
     RestartWriter(restart::RestartWriter),
     /// Open a directory of many partitions, and append to some of them
     Dormant(dormant::Dormant),
+    /// Compact a partition, and time the appends to another one meanwhile
+    Compaction(compaction::Compaction),
     /// Fetch and send to a TCP socket; the limit is a loop of sendfile
     Fetch(fetch::Fetch),
 }
@@ -51,6 +54,7 @@ impl Bench {
             Bench::Restart(command) => command.run(global, out),
             Bench::RestartWriter(command) => command.run(global),
             Bench::Dormant(command) => command.run(global, out),
+            Bench::Compaction(command) => command.run(global, out),
             Bench::Fetch(command) => command.run(global, out),
         }
     }

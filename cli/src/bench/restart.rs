@@ -232,7 +232,7 @@ fn submit(
 }
 
 /// `4G`, `512M`, `64K` or plain bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let (digits, unit) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (text.get(..at), 1 << 10),
         Some((at, 'M' | 'm')) => (text.get(..at), 1 << 20),

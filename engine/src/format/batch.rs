@@ -227,6 +227,18 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// The first fault found.
     pub fn check_records(&self) -> Result<(), BatchFault> {
+        self.check_records_of(false)
+    }
+
+    /// As [`Batch::check_records`], for a compacted partition: every record has a key.
+    ///
+    /// # Errors
+    /// The first fault found.
+    pub fn check_keyed_records(&self) -> Result<(), BatchFault> {
+        self.check_records_of(true)
+    }
+
+    fn check_records_of(&self, keyed: bool) -> Result<(), BatchFault> {
         let header = &self.header;
         let (count, last_offset_delta) = (header.record_count, header.last_offset_delta);
         if count <= 0 || last_offset_delta != count - 1 {
@@ -239,7 +251,7 @@ impl<'a> Batch<'a> {
         if producer_id >= 0 && base_sequence < 0 {
             return Err(BatchFault::Sequence { producer_id, base_sequence });
         }
-        check_records(self.decode()?.bytes(), count)
+        check_records(self.decode()?.bytes(), count, keyed)
     }
 
     /// The records, decompressed.

@@ -98,6 +98,12 @@ pub enum BatchFault {
         /// Number of the record in its batch, from 0.
         record: i32,
     },
+    /// A record without a key, for a compacted partition.
+    #[error("record {record} has no key, which a compacted partition asks for")]
+    KeyMissing {
+        /// Number of the record in its batch, from 0.
+        record: i32,
+    },
     /// Clients may not append control batches.
     #[error("a control batch may not be appended by a client")]
     Control,

@@ -11,6 +11,7 @@ mod codec;
 mod crc;
 mod fault;
 mod record;
+mod rewrite;
 mod varint;
 
 pub use batch::{Attributes, Batch, BatchHeader, Batches, HEADER_BYTES, TimestampType, stamp};
@@ -19,3 +20,4 @@ pub use codec::{Codec, DECOMPRESSED_BYTES_MAX, compress, decompress};
 pub use crc::crc32c;
 pub use fault::BatchFault;
 pub use record::{ControlType, DecodedBatch, Header, Headers, Record, Records};
+pub(crate) use rewrite::Rewriter;

@@ -81,6 +81,11 @@ pub struct Headers<'a> {
 }
 
 impl Headers<'_> {
+    /// Their bytes, as they are stored.
+    pub(super) fn raw(&self) -> &[u8] {
+        self.rest
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -174,11 +179,14 @@ struct RawRecord<'a> {
 }
 
 /// Every record parses, deltas count up from 0, nothing is left over.
-pub(crate) fn check_records(mut bytes: &[u8], count: i32) -> Result<(), BatchFault> {
+pub(crate) fn check_records(mut bytes: &[u8], count: i32, keyed: bool) -> Result<(), BatchFault> {
     for record in 0..count {
         let raw = read_record(&mut bytes, record)?;
         if raw.offset_delta != record {
             return Err(BatchFault::OffsetDelta { record, found: raw.offset_delta });
+        }
+        if keyed && raw.key.is_none() {
+            return Err(BatchFault::KeyMissing { record });
         }
         let mut headers = raw.headers;
         while headers.left > 0 {

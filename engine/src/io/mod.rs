@@ -160,6 +160,8 @@ pub trait File: Send + Sync + Debug {
     /// Starts writing a range of the page cache to disk and does not wait for it. A hint: that bytes
     /// are durable only a sync says.
     fn write_back(&self, position: u64, length: u64) -> io::Result<()>;
+    /// Sets the time of its last change: a compacted segment is as old as its youngest source.
+    fn set_modified(&self, time: SystemTime) -> io::Result<()>;
     /// Reserves blocks for the first `len` bytes and grows the file to it; or `NO_SPACE`.
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// The descriptor, for sendfile and splice; none on a simulated disk.

@@ -253,6 +253,10 @@ impl File for StdFile {
         super::writeback::start(self.0.as_fd(), position, length)
     }
 
+    fn set_modified(&self, time: std::time::SystemTime) -> io::Result<()> {
+        self.0.set_modified(time)
+    }
+
     fn allocate(&self, len: u64) -> io::Result<()> {
         let flags = rustix::fs::FallocateFlags::empty();
         Ok(retry_on_intr(|| rustix::fs::fallocate(&self.0, flags, 0, len))?)

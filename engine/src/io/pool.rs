@@ -295,6 +295,9 @@ mod tests {
         fn len(&self) -> io::Result<u64> {
             Ok(0)
         }
+        fn set_modified(&self, _: std::time::SystemTime) -> io::Result<()> {
+            Ok(())
+        }
         fn set_len(&self, _: u64) -> io::Result<()> {
             Ok(())
         }

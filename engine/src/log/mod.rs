@@ -24,6 +24,7 @@ mod list;
 mod offsets;
 mod producers;
 mod rebuild;
+mod replace;
 mod reset;
 mod rewrite;
 mod roll;
@@ -39,6 +40,7 @@ pub use lease::{Lease, LeaseRange};
 pub use list::{ListedOffset, OffsetQuery};
 pub(crate) use offsets::Offsets;
 pub(crate) use rebuild::Trust;
+pub(crate) use replace::{CleanedMark, Replacement, SwapOrder, SwapState};
 pub(crate) use roll::{create_segment, first_segment as create_first, write_index};
 pub(crate) use shared::{AtomicI32Max, LogShared, SegmentList, read_index};
 pub use shared::{FetchOptions, Isolation, Verify};
@@ -91,6 +93,8 @@ pub(crate) struct Log {
     failed: Option<&'static str>,
     /// Segments that were removed from the list and wait for their files to be unlinked.
     retired: Vec<RetiredSegment>,
+    /// A compacted segment that is taking the place of its sources.
+    swap: Option<replace::Swap>,
 }
 
 /// A segment that is no longer part of its log.
@@ -132,7 +136,13 @@ impl Log {
             journalled,
             failed: None,
             retired,
+            swap: None,
         }
+    }
+
+    /// Below it all segments are sealed.
+    pub(crate) fn active_base_offset(&self) -> i64 {
+        self.active.segment.base_offset()
     }
 
     /// Segments removed since the last call, to be unlinked by and by.
@@ -162,6 +172,7 @@ impl Log {
     /// As [`Log::delete_records`], for who has checked that `before` is at most the high watermark;
     /// also when the log start is there already.
     pub(crate) fn delete_below(&mut self, before: i64) -> Result<i64> {
+        self.settle_swap()?;
         let offsets = self.shared.offsets.snapshot();
         if before == offsets.log_end && self.active.bytes > 0 {
             // Kafka rolls first, so that there is always an active segment to stay.
@@ -223,6 +234,7 @@ impl Log {
     /// Writes the index files of the active segment and syncs everything, so that the directory can
     /// be opened by Kafka without recovery. The log takes no appends after.
     pub(crate) fn close(&mut self) -> Result<()> {
+        self.settle_swap()?;
         if self.failed.is_none() {
             self.seal_active_index()?;
             self.snapshot_at_close()?;

@@ -14,6 +14,7 @@ impl Log {
     pub(crate) fn begin_reset(&mut self, to: i64) -> Result<CutPoint> {
         self.check_usable()?;
         self.check_cut()?;
+        self.settle_swap()?;
         let lowest = self.shared.segments.load().first().map_or(to, |s| s.base_offset().min(to));
         self.lower(lowest);
         Ok(CutPoint::beginning(lowest))

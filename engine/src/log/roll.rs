@@ -29,7 +29,7 @@ impl Log {
         let base = self.active.segment.base_offset();
         let last_offset = next_offset + i64::from(header.last_offset_delta);
         bytes + incoming > u64::from(config.segment_bytes)
-            || self.age_ms(staged_first, header.max_timestamp) > config.segment_ms
+            || self.age_ms(staged_first, header.max_timestamp) > config.segment_ms_max()
             || self.active.index.is_full(config.index_bytes_max)
             || last_offset - base > i64::from(i32::MAX)
     }
@@ -47,6 +47,8 @@ impl Log {
     /// Starts a new active segment at `base_offset`. The old one gets its index files and is synced
     /// in the background.
     pub(crate) fn roll(&mut self, base_offset: i64) -> Result<()> {
+        // The journal may still have a failed write that stood where the new segment begins.
+        self.check_cut()?;
         // Sealed first: after a kill, a segment that has a successor has its index files whole.
         self.seal_active_index()?;
         if self.active.cut_back {

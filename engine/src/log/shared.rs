@@ -10,6 +10,7 @@ use super::check::Found;
 use super::epochs::Epochs;
 use super::lease::{Lease, LeaseRange};
 use super::offsets::{OffsetSnapshot, Offsets};
+use super::replace::CleanedMark;
 use super::watchers::Watchers;
 use crate::config::PartitionConfig;
 use crate::error::{Error, Result};
@@ -101,6 +102,8 @@ pub(crate) struct LogShared {
     pub(crate) leader_epoch: AtomicI32Max,
     /// What the disk has room for.
     pub(crate) space: Arc<Space>,
+    /// How far compaction has come.
+    pub(crate) cleaned: CleanedMark,
     /// Indexes rebuilt since the open, by recovery or on first touch.
     pub(crate) indexes_rebuilt: AtomicU32,
     /// Undecided transactions: for the shard and who moves the high watermark, not for readers.
@@ -127,6 +130,31 @@ impl AtomicI32Max {
 impl LogShared {
     /// Finds the bytes from `offset` on.
     pub(crate) fn fetch(&self, offset: i64, options: &FetchOptions) -> Result<Lease> {
+        self.with_segments(|segments| self.fetch_from(segments, offset, options))
+    }
+
+    /// Runs a read over the segments, and again if some of them were replaced meanwhile: a file that
+    /// was opened by its name may then have been another segment's.
+    pub(crate) fn with_segments<T>(
+        &self,
+        read: impl Fn(&[Arc<Segment>]) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            // It changes after the list has, and before names do.
+            let swaps = self.cleaned.swaps();
+            let found = read(self.segments.load().as_slice());
+            if swaps == self.cleaned.swaps() {
+                return found;
+            }
+        }
+    }
+
+    fn fetch_from(
+        &self,
+        segments: &[Arc<Segment>],
+        offset: i64,
+        options: &FetchOptions,
+    ) -> Result<Lease> {
         let offsets = self.offsets.snapshot();
         let last_stable = self.offsets.last_stable().min(offsets.high_watermark);
         let limit = self.limit(options.isolation, &offsets);
@@ -140,7 +168,6 @@ impl LogShared {
             log_end: offsets.log_end,
             aborted: Vec::new(),
         };
-        let segments = self.segments.load();
         let mut at = segments.partition_point(|s| s.base_offset() <= offset).saturating_sub(1);
         let mut budget = options.max_bytes;
         while lease.next_offset < limit {
@@ -387,7 +414,11 @@ impl LogShared {
         }
         writer.seal();
         if self.writable {
-            self.store_index(base, &index)?;
+            // A segment that was replaced meanwhile has no files of this name any more.
+            let _renaming = self.cleaned.renaming();
+            if !segment.is_retired() {
+                self.store_index(base, &index)?;
+            }
         }
         Ok(index)
     }
@@ -409,8 +440,16 @@ impl LogShared {
     /// The first record at or after `timestamp` (Unix ms): its offset and timestamp. `None` when
     /// every record below `limit` is older.
     pub(super) fn record_since(&self, timestamp: i64, limit: i64) -> Result<Option<(i64, i64)>> {
+        self.with_segments(|segments| self.first_at(segments, timestamp, limit))
+    }
+
+    fn first_at(
+        &self,
+        segments: &[Arc<Segment>],
+        timestamp: i64,
+        limit: i64,
+    ) -> Result<Option<(i64, i64)>> {
         let offsets = self.offsets.snapshot();
-        let segments = self.segments.load_full();
         for segment in segments.iter() {
             let index = self.index(segment)?;
             let newest = segment

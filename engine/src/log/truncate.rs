@@ -2,7 +2,7 @@
 //!
 //! The order makes every moment safe to crash in. First the offsets are lowered, so that nobody reads
 //! on, and the shard writes the lowered recovery point. Then a cut in the journal undoes what it
-//! holds past the end. Then files go, newest first, each removal on disk before the next, so that what
+//! holds past the end; these two the other way round if the end is in synced segments. Then files go, newest first, each removal on disk before the next, so that what
 //! a power cut leaves is always a beginning of the log. A crash in between leaves the log cut, whole,
 //! or anywhere between; the host, which has no answer yet, cuts it again.
 
@@ -20,12 +20,23 @@ pub(crate) struct CutPoint {
     offset: i64,
     segment_base: i64,
     position: u32,
+    /// What stays is in synced segment files.
+    is_synced: bool,
+}
+
+impl CutPoint {
+    /// True if the cut must be in the journal before the recovery point is lowered: compaction may
+    /// have replaced segments above it, and with the recovery point below them a restart would write
+    /// into them what was journalled for others. The journal is not needed for what stays then.
+    pub(crate) fn is_in_journal_first(&self) -> bool {
+        self.is_synced
+    }
 }
 
 impl CutPoint {
     /// The beginning of the segment of this base offset.
     pub(super) fn beginning(base_offset: i64) -> CutPoint {
-        CutPoint { offset: base_offset, segment_base: base_offset, position: 0 }
+        CutPoint { offset: base_offset, segment_base: base_offset, position: 0, is_synced: true }
     }
 }
 
@@ -46,6 +57,7 @@ impl Log {
         if offset < offsets.log_start {
             return Err(self.shared.out_of_range(offset, offsets.log_start, offsets.log_end));
         }
+        self.settle_swap()?;
         let segments = self.shared.segments.load_full();
         let at = segments.partition_point(|s| s.base_offset() <= offset).saturating_sub(1);
         let Some(segment) = segments.get(at) else { return Ok(None) };
@@ -53,13 +65,15 @@ impl Log {
         let found = segment.walk_to_offset(&file, 0, offset)?;
         let position = found.map_or(u64::from(segment.tail().bytes), |(position, _)| position);
         let position = u32::try_from(position).unwrap_or(u32::MAX);
+        let is_synced = offset <= self.shared.offsets.synced();
         self.lower(offset);
-        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position }))
+        Ok(Some(CutPoint { offset, segment_base: segment.base_offset(), position, is_synced }))
     }
 
     /// Nobody gets past `offset` from now on.
     pub(super) fn lower(&mut self, offset: i64) {
         self.shared.note_cut(self.shared.offsets.log_end());
+        self.shared.cleaned.on_cut(offset);
         self.shared.offsets.lower(offset);
         self.sync.truncated(offset);
         self.journalled.cut(offset, None);
@@ -67,7 +81,10 @@ impl Log {
 
     /// Hands the cut to the journal; to be durable before [`Log::finish_truncate`].
     pub(crate) fn journal_truncate(&self, cut: &CutPoint, ahead: &mut dyn Ahead) -> bool {
-        self.cut_in_journal(ahead, cut.segment_base, cut.position, cut.offset)
+        // Compaction may have moved what was journalled for this segment: of what is synced anyway the
+        // journal keeps nothing, so that no entry is left whose position is not true any more.
+        let position = if cut.is_synced { 0 } else { cut.position };
+        self.cut_in_journal(ahead, cut.segment_base, position, cut.offset)
     }
 
     /// Cuts the files. On an error the log takes no more appends: reopen, and truncate again.

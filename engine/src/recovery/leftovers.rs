@@ -69,19 +69,29 @@ fn finish_renames(disk: &dyn Disk, dir: &Path, names_here: &mut BTreeSet<String>
         .iter()
         .filter_map(|n| names::base_offset(n.strip_suffix(names::CLEANED)?, names::LOG))
         .collect();
+    let sync = || disk.sync_dir(dir).map_err(|e| Error::io("sync", dir, e));
+    let base_of = |name: &str| name.get(..20).and_then(|digits| digits.parse::<i64>().ok());
+    let logs: Vec<i64> =
+        with(names_here, names::SWAP).iter().filter_map(|n| swap_base(n)).collect();
+    let mut undone = false;
+    for name in with(names_here, names::SWAP) {
+        let base = base_of(&name);
+        // An unfinished split or clean-up: its sources are still whole. Or indexes whose log is not
+        // beside them: it has its name already, and they are built anew; or it never got this far.
+        let unfinished = cleaned.iter().min().is_some_and(|smallest| base >= Some(*smallest));
+        if unfinished || !base.is_some_and(|base| logs.contains(&base)) {
+            remove(disk, &dir.join(&name))?;
+            names_here.remove(&name);
+            undone = true;
+        }
+    }
+    if undone {
+        // Before what shows that it was not finished.
+        sync()?;
+    }
     for name in with(names_here, names::CLEANED) {
         remove(disk, &dir.join(&name))?;
         names_here.remove(&name);
-    }
-    if let Some(smallest) = cleaned.iter().min() {
-        // An unfinished split: its sources are still whole.
-        for name in with(names_here, names::SWAP) {
-            let digits = name.get(..20).and_then(|d| d.parse::<i64>().ok());
-            if digits.is_some_and(|base| base >= *smallest) {
-                remove(disk, &dir.join(&name))?;
-                names_here.remove(&name);
-            }
-        }
     }
     let swaps = with(names_here, names::SWAP);
     if let Some(min) = swaps.iter().filter_map(|n| swap_base(n)).min() {
@@ -92,7 +102,7 @@ fn finish_renames(disk: &dyn Disk, dir: &Path, names_here: &mut BTreeSet<String>
                 let base = [names::LOG, names::INDEX, names::TIME_INDEX, names::TXN_INDEX]
                     .iter()
                     .find_map(|suffix| names::base_offset(name, suffix));
-                base.is_some_and(|base| (min..max).contains(&base))
+                base.is_some_and(|base| (min..max).contains(&base) || logs.contains(&base))
             })
             .cloned()
             .collect();
@@ -100,7 +110,10 @@ fn finish_renames(disk: &dyn Disk, dir: &Path, names_here: &mut BTreeSet<String>
             remove(disk, &dir.join(&name))?;
             names_here.remove(&name);
         }
+        // A power cut must not bring a source back beside what replaces it.
+        sync()?;
     }
+    let any = !swaps.is_empty();
     for name in swaps {
         let Some(plain) = name.strip_suffix(names::SWAP) else { continue };
         disk.rename(&dir.join(&name), &dir.join(plain))
@@ -108,7 +121,7 @@ fn finish_renames(disk: &dyn Disk, dir: &Path, names_here: &mut BTreeSet<String>
         names_here.remove(&name);
         names_here.insert(plain.to_owned());
     }
-    Ok(())
+    if any { sync() } else { Ok(()) }
 }
 
 /// One past the last offset in any swapped-in log.

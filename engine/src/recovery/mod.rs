@@ -26,8 +26,8 @@ use crate::format::{BatchFault, HEADER_BYTES};
 use crate::io::{Clock, Disk, FileRef, OpenMode};
 use crate::journal::{Extent, ReplayedLog};
 use crate::log::{
-    ActiveSegment, AtomicI32Max, Epochs, Log, LogShared, Offsets, SegmentList, Trust, Watchers,
-    create_first, create_segment, read_index, write_index,
+    ActiveSegment, AtomicI32Max, CleanedMark, Epochs, Log, LogShared, Offsets, SegmentList, Trust,
+    Watchers, create_first, create_segment, read_index, write_index,
 };
 use crate::offset::Offset;
 use crate::segment::{
@@ -63,6 +63,8 @@ pub(crate) struct Checkpoints {
     pub(crate) recovery_point: i64,
     pub(crate) high_watermark: i64,
     pub(crate) log_start: Option<i64>,
+    /// Compacted below.
+    pub(crate) cleaned: Option<i64>,
 }
 
 /// What opening a partition found and did.
@@ -268,6 +270,7 @@ fn empty_shared(opening: &Opening<'_>, disk: &dyn Disk) -> Result<LogShared> {
         writable: opening.mode != Mode::ReadOnly,
         leader_epoch: AtomicI32Max::new(0),
         space: Arc::clone(&opening.space),
+        cleaned: CleanedMark::new(opening.checkpoints.cleaned),
         indexes_rebuilt: AtomicU32::new(0),
         transactions: Mutex::default(),
         cut_from: AtomicI64::new(-1),

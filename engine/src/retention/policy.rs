@@ -13,7 +13,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config::{PartitionConfig, RetentionClock};
+use crate::config::{CleanupPolicy, PartitionConfig, RetentionClock};
 use crate::planted::{Bug, planted};
 
 /// What a partition's settings say about how long its records stay.
@@ -27,6 +27,11 @@ pub(crate) struct Limits {
 
 impl Limits {
     pub(crate) fn of(config: &PartitionConfig) -> Limits {
+        if config.cleanup_policy == CleanupPolicy::Compact {
+            // Of each key the newest record stays, however old.
+            let clock = config.retention_clock;
+            return Limits { ms: None, bytes: None, records: None, clock };
+        }
         Limits {
             ms: config.retention_ms,
             bytes: config.retention_bytes,

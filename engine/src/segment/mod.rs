@@ -245,6 +245,7 @@ impl Segment {
         self.leases.load(Ordering::Acquire)
     }
 
+    /// True when the segment was removed from its log.
     pub(crate) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Acquire)
     }

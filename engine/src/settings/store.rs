@@ -44,8 +44,9 @@ pub(crate) struct Store {
     /// Partitions that Kafka's log cleaner has worked on.
     compacted: BTreeSet<TopicPartition>,
     topics: RwLock<Topics>,
-    /// Held while the file is replaced.
-    writing: Mutex<()>,
+    /// Held while the file is replaced. True if that failed: then the file may say something else
+    /// than what is in memory.
+    writing: Mutex<bool>,
 }
 
 impl Store {
@@ -211,14 +212,16 @@ impl Store {
 
     /// Makes a change on disk, then in memory. One that changes nothing writes nothing.
     fn replace(&self, change: impl FnOnce(&mut Topics) -> Result<()>) -> Result<()> {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_unsure = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.topics.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut after = before.clone();
         change(&mut after)?;
-        if after == before {
+        if after == before && !*is_unsure {
             return Ok(());
         }
+        *is_unsure = true;
         text::write(self.disk.as_ref(), &self.path, &compose(&after))?;
+        *is_unsure = false;
         *self.topics.write().unwrap_or_else(PoisonError::into_inner) = after;
         Ok(())
     }

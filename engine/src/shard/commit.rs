@@ -46,6 +46,8 @@ pub(super) enum WaiterKind {
     Append(Reply, AppendInfo),
     Flush(Promise<Offset>),
     Change(Promise<()>),
+    /// Waits for the recovery point.
+    Synced(Promise<Offset>),
     /// Waits for what others bring about.
     Watch(Mark, Promise<Offset>),
 }
@@ -97,6 +99,7 @@ impl Owned {
             WaiterKind::Append(..) | WaiterKind::Flush(_) | WaiterKind::Change(_) => {
                 waiter.up_to > self.log.journalled_offset()
             }
+            WaiterKind::Synced(_) => waiter.up_to > self.log.shared.offsets.synced(),
             WaiterKind::Watch(..) => false,
         })
     }
@@ -298,8 +301,12 @@ impl Shard {
 
     /// Has the lowered offsets and the cut on disk before any file changes.
     fn undo_in_journal(&mut self, slot: Slot, cut: &crate::log::CutPoint) -> Result<()> {
+        let (journals, cut_first) = (self.journal.has_files(), cut.is_in_journal_first());
+        if journals && cut_first {
+            self.journal_truncation(slot, cut)?;
+        }
         (self.store_recovery_points)()?;
-        if self.journal.has_files() {
+        if journals && !cut_first {
             self.journal_truncation(slot, cut)?;
         }
         Ok(())
@@ -359,14 +366,17 @@ fn journal_failed(log: &Log) -> Error {
 /// Answers everybody whose offset is reached, and whose changes of values are below `state`.
 pub(super) fn answer_waiters(owned: &mut Owned, state: u64, answers: &mut Answers) {
     let offsets = owned.log.shared.offsets.snapshot();
+    let synced = owned.log.shared.offsets.synced();
     let reached = |waiter: &Waiter| match waiter.kind {
         WaiterKind::Watch(Mark::Written, _) => waiter.up_to <= offsets.log_end,
+        WaiterKind::Synced(_) => waiter.up_to <= synced,
         _ => waiter.up_to <= offsets.durable && waiter.state <= state,
     };
     for waiter in owned.waiters.extract_if(.., |waiter| reached(waiter)) {
         match waiter.kind {
             WaiterKind::Append(reply, info) => answers.add(reply, Ok(info)),
             WaiterKind::Change(promise) => promise.answer(Ok(())),
+            WaiterKind::Synced(promise) => promise.answer(Ok(Offset(synced))),
             WaiterKind::Flush(promise) | WaiterKind::Watch(Mark::Durable, promise) => {
                 promise.answer(Ok(Offset(offsets.durable)));
             }
@@ -389,7 +399,9 @@ impl Waiter {
         match self.kind {
             WaiterKind::Append(reply, _) => answers.add(reply, Err(error.repeat())),
             WaiterKind::Change(promise) => promise.answer(Err(error.repeat())),
-            WaiterKind::Flush(promise) | WaiterKind::Watch(_, promise) => {
+            WaiterKind::Flush(promise)
+            | WaiterKind::Synced(promise)
+            | WaiterKind::Watch(_, promise) => {
                 promise.answer(Err(error.repeat()));
             }
         }

@@ -33,7 +33,7 @@ pub(crate) use state::ChangeRequest;
 use crate::error::{Error, Result};
 use crate::io::{Alive, Clock, Lane, Waker};
 use crate::journal::{Journal, JournalFiles};
-use crate::log::{AppendRequest, Log, RetiredSegment};
+use crate::log::{AppendRequest, Log, RetiredSegment, SwapOrder, SwapState};
 use crate::offset::Offset;
 use crate::producers::ProducerState;
 use crate::state::Store;
@@ -67,6 +67,10 @@ pub(crate) enum Message {
     Reset(Slot, Offset, Promise<Offset>),
     Roll(Slot, Promise<Offset>),
     Producers(Slot, Promise<Vec<ProducerState>>),
+    /// Takes a step of putting a compacted segment in the place of others.
+    Swap(Slot, SwapOrder, Promise<SwapState>),
+    /// Syncs all sealed segments; the answer is the recovery point.
+    SyncSealed(Slot, Promise<Offset>),
     /// Closes a partition; the shard forgets it.
     Close(Slot, Promise<()>),
     /// Forgets a partition whose directory is about to go.

@@ -256,6 +256,11 @@ impl Shard {
             Message::Producers(slot, promise) => {
                 promise.answer(self.with_log(slot, |log| Ok(log.producer_states())));
             }
+            Message::Swap(slot, order, promise) => {
+                let result = self.with_log(slot, |log| log.swap(order));
+                promise.answer(result);
+            }
+            Message::SyncSealed(slot, promise) => self.sync_sealed(slot, promise),
             Message::Close(slot, promise) => {
                 self.write_dirty(true);
                 self.settle(slot);
@@ -321,6 +326,19 @@ impl Shard {
         self.sync_due.push(slot);
         self.hand_over_changes();
         self.submit_frame();
+    }
+
+    fn sync_sealed(&mut self, slot: Slot, promise: Promise<Offset>) {
+        self.write_dirty(true);
+        let Some(owned) = self.logs.get_mut(slot).and_then(Option::as_mut) else {
+            return promise.answer(Err(closed()));
+        };
+        if let Err(error) = owned.log.check_usable() {
+            return promise.answer(Err(error));
+        }
+        let up_to = owned.log.active_base_offset();
+        owned.waiters.push(Waiter { up_to, state: 0, kind: WaiterKind::Synced(promise) });
+        self.sync_due.push(slot);
     }
 
     fn wait_for(&mut self, slot: Slot, mark: Mark, up_to: Offset, promise: Promise<Offset>) {

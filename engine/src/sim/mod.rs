@@ -9,10 +9,12 @@
 //! | `run.rs` | one life of a directory: work, crash, recovery |
 //! | `retain.rs` | retention, pins and settings in such a life |
 //! | `state.rs` | values and cursors over a crash at a chosen moment |
+//! | `compaction.rs` | compaction without crashes, record by record |
 //! | `mod.rs` | how many lives, every fault at every I/O, planted bugs |
 
 #![forbid(unsafe_code)]
 
+mod compaction;
 mod model;
 mod producers;
 mod retain;
@@ -111,6 +113,7 @@ fn short(seed: u64) -> Plan {
         power_only: true,
         faults: 0,
         retention: seed == 4,
+        compacts: false,
         cut_at: None,
         fail_at: None,
     }
@@ -119,9 +122,16 @@ fn short(seed: u64) -> Plan {
 #[test]
 fn a_cut_and_every_fault_at_every_io_of_a_short_life_lose_nothing() {
     let mut lives = 0;
-    for seed in [3, 4] {
-        let ios = run(short(seed), Life::live_through).unwrap().ios;
-        for at in 0..ios {
+    for seed in [3, 4, 5] {
+        // Compaction needs a longer life to meet with something to do.
+        let short = |seed| Plan {
+            compacts: seed > 4,
+            operations: if seed > 4 { 60 } else { 30 },
+            ..short(seed)
+        };
+        let seen = run(short(seed), Life::live_through).unwrap();
+        assert_eq!(seen.compacted > 0, seed > 4, "{seen:?}");
+        for at in 0..seen.ios {
             for errno in
                 [0, libc::EIO, libc::ENOSPC, libc::EINTR, libc::EROFS, libc::EMFILE, libc::EFBIG]
             {
@@ -140,19 +150,24 @@ fn a_cut_and_every_fault_at_every_io_of_a_short_life_lose_nothing() {
 
 /// Runs lives with a bug planted until one is caught; gives how many that took.
 fn lives_until_caught(bug: Bug, lives: u64) -> Option<u64> {
-    plant(Some(bug));
-    let caught = (1..=lives).find(|seed| {
-        let mut plan = Plan { power_only: true, ..Plan::random(*seed) };
+    let plan = |seed| {
+        let mut plan = Plan { power_only: true, ..Plan::random(seed) };
         let by_faults =
             [Bug::SyncAgain, Bug::SyncBelieved, Bug::KeepStagedProducers, Bug::SnapshotPastSynced];
         if by_faults.contains(&bug) {
             plan.faults = 20_000;
         }
-        // The others show in their own work; retention would only make them rarer.
+        // Each shows in its own work; other work would only make it rarer.
         plan.retention = bug.is_of_retention();
-        live(plan).is_err()
-    });
+        plan.compacts = matches!(bug, Bug::SwapBeforeSync | Bug::SourcesBeforeNames);
+        plan
+    };
+    plant(Some(bug));
+    let caught = (1..=lives).find(|seed| live(plan(*seed)).is_err());
     plant(None);
+    if let Some(seed) = caught {
+        live(plan(seed)).unwrap_or_else(|what| panic!("{bug:?} is not to blame: {what}"));
+    }
     caught
 }
 
@@ -174,6 +189,8 @@ fn each_planted_bug_is_caught() {
         Bug::SnapshotPastSynced,
         Bug::ForgetAborted,
         Bug::AbortedUnsynced,
+        Bug::SwapBeforeSync,
+        Bug::SourcesBeforeNames,
     ] {
         let lives = lives_until_caught(bug, 20_000);
         println!("{bug:?}: caught after {lives:?} lives");

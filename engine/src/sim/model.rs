@@ -2,13 +2,27 @@
 //!
 //! The model knows every batch that was handed in, in order, and what was promised about it. After
 //! a crash the log must be a beginning of what was written, no shorter than what was promised, and
-//! then perhaps batches whose answers the crash swallowed, in their order. Offsets are dense.
+//! then perhaps batches whose answers the crash swallowed, in their order. Offsets are dense, but for
+//! what compaction may take: a batch has one key, and goes when a later one has the same.
 
 #![forbid(unsafe_code)]
 
 use super::producers::marker_number;
 use crate::format::Batches;
 use crate::{Error, FetchOptions, Isolation, Offset, Partition};
+
+/// The number of a batch that compaction has left no record of.
+pub(super) const EMPTIED: u64 = u64::MAX;
+
+/// The key of all records of a batch.
+pub(super) fn key_of(number: u64) -> [u8; 1] {
+    [u8::try_from(number % 5).unwrap()]
+}
+
+/// True if the records of a batch have no value.
+pub(super) fn is_tombstone(number: u64) -> bool {
+    number % 7 == 6
+}
 
 /// One batch: its number, which stands in every record of it, and its offsets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +33,10 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    fn has_key_of(&self, other: &Stored) -> bool {
+        self.number != EMPTIED && key_of(self.number) == key_of(other.number)
+    }
+
     fn next(&self) -> i64 {
         self.base + self.count
     }
@@ -43,6 +61,10 @@ pub(super) struct Model {
     /// The log may end as early as this: a truncation was cut short.
     may_end_at: Option<i64>,
     log_end: i64,
+    /// Compaction may have taken records below.
+    clean_end: i64,
+    /// Batches that compaction may have taken for the sake of others that were cut since.
+    outlived: Vec<Stored>,
 }
 
 /// What died.
@@ -110,13 +132,33 @@ impl Model {
         self.log_start_max = self.log_start_max.max(offset);
     }
 
+    /// A compaction of segments below `end` was begun; how far it comes does not show.
+    pub(super) fn compacting(&mut self, end: i64) {
+        self.clean_end = self.clean_end.max(end);
+    }
+
+    /// As [`Model::boundary_at_or_below`], of a log that may have gaps.
+    pub(super) fn boundary_in(&self, partition: &Partition, offset: i64) -> Option<i64> {
+        if self.clean_end == 0 {
+            return Some(self.boundary_at_or_below(offset));
+        }
+        let (start, end) = (partition.log_start_offset().0, partition.log_end_offset().0);
+        let found = read_all(partition, start, end).ok()?;
+        found.iter().map(Stored::next).filter(|next| *next <= offset).max()
+    }
+
     pub(super) fn truncating(&mut self, to: i64) {
+        let cut: Vec<Stored> = self.written.iter().copied().filter(|s| s.base >= to).collect();
+        let kept = self.written.iter().filter(|s| s.base < to.min(self.clean_end));
+        let outlived = kept.filter(|kept| cut.iter().any(|cut| cut.has_key_of(kept)));
+        self.outlived.extend(outlived);
         self.durable = self.durable.min(to);
         self.may_end_at = Some(self.may_end_at.unwrap_or(to).min(to));
     }
 
     pub(super) fn truncated(&mut self, to: i64) {
         self.may_end_at = None;
+        self.clean_end = self.clean_end.min(to);
         self.cut(to);
     }
 
@@ -187,12 +229,18 @@ impl Model {
         let guessed =
             |base: i64| self.guessed.iter().any(|(from, to)| (*from..*to).contains(&base));
         let known = |stored: &&Stored| stored.next() > start && !guessed(stored.base);
-        let mut expected = self.written.iter().filter(known);
+        let mut expected = self.written.iter().filter(known).peekable();
+        self.no_value_outlives_its_tombstone(found)?;
         let mut unknown = self.unknown.iter();
         let mut next = None;
         let mut past_written = false;
         for batch in found {
-            if next.is_some_and(|next| next != batch.base) {
+            while let Some(gone) = expected.next_if(|w| !past_written && w.next() <= batch.base) {
+                if !self.may_be_gone(gone, found) {
+                    return Err(format!("{gone:?} is gone before {batch:?}"));
+                }
+            }
+            if next.is_some_and(|next| next != batch.base) && batch.base > self.clean_end {
                 return Err(format!("a hole before {batch:?}"));
             }
             next = Some(batch.next());
@@ -200,7 +248,10 @@ impl Model {
                 continue;
             }
             if !past_written && let Some(wanted) = expected.next() {
-                if wanted == batch {
+                let emptied = batch.number == EMPTIED
+                    && (wanted.base, wanted.count) == (batch.base, batch.count)
+                    && self.may_be_gone(wanted, found);
+                if wanted == batch || emptied {
                     continue;
                 }
                 if died != Died::Machine || batch.base < self.durable {
@@ -217,6 +268,55 @@ impl Model {
         }
         if next.is_some_and(|next| next != end) {
             return Err(format!("the last batch ends at {next:?}, the log at {end}"));
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// True if compaction may have taken this batch: one behind it has its key, or may have had it and
+    /// was a tombstone.
+    fn may_be_gone(&self, gone: &Stored, found: &[Stored]) -> bool {
+        let behind = |other: &&Stored| other.base > gone.base && other.has_key_of(gone);
+        let failed = |(number, _): &(u64, i64)| {
+            is_tombstone(*number) && key_of(*number) == key_of(gone.number)
+        };
+        let end = found.last().map_or(0, Stored::next);
+        gone.base < self.clean_end
+            && (gone.number == EMPTIED
+                || self.outlived.contains(gone)
+                || is_tombstone(gone.number)
+                || found.iter().any(|other| behind(&other))
+                || self
+                    .written
+                    .iter()
+                    .any(|o| behind(&o) && is_tombstone(o.number) && o.base < end)
+                || self.failed.iter().any(failed))
+    }
+
+    fn no_value_outlives_its_tombstone(&self, found: &[Stored]) -> Result<(), String> {
+        let (Some(first), Some(last)) = (found.first(), found.last()) else { return Ok(()) };
+        let gone = |stored: &&Stored| {
+            // Past the last one a crash has taken it, not compaction.
+            stored.base >= first.base
+                && stored.base < last.base.min(self.clean_end)
+                && stored.number != EMPTIED
+                && is_tombstone(stored.number)
+                && !found.contains(stored)
+        };
+        for tombstone in self.written.iter().filter(gone) {
+            let same = |other: &&Stored| other.has_key_of(tombstone);
+            let mut others = found.iter().filter(same);
+            if others.clone().any(|other| other.base > tombstone.base) {
+                continue;
+            }
+            // Of batches that were answered with errors it may be another one that stood here.
+            let guessed = |offset| self.guessed.iter().any(|(a, b)| (*a..*b).contains(&offset));
+            if let Some(value) = others.next()
+                && !guessed(tombstone.base)
+            {
+                return Err(format!("{value:?} is back, whose tombstone {tombstone:?} is gone"));
+            }
         }
         Ok(())
     }
@@ -241,23 +341,40 @@ fn read_all(partition: &Partition, start: i64, end: i64) -> Result<Vec<Stored>, 
                 batch.map_err(|(at, fault)| format!("byte {at} of a lease: {fault}"))?;
             let header = batch.header();
             let decoded = batch.decode().map_err(|fault| fault.to_string())?;
-            let mut number = None;
+            let (mut number, mut last) = (None, None);
             for record in decoded.records() {
                 let record = record.map_err(|fault| fault.to_string())?;
-                let value = record.value.unwrap_or_default();
+                let numbered = record.headers.clone().next().and_then(Result::ok);
+                let value = numbered.and_then(|header| header.value).or(record.value);
                 let of = match header.attributes.is_control() {
                     true => marker_number(record.key, record.value)?,
                     false => {
-                        let of = value.get(..8).and_then(|bytes| bytes.try_into().ok());
-                        of.map(u64::from_le_bytes).ok_or("a value that nobody wrote")?
+                        let of = value.and_then(|value| value.get(..8)?.try_into().ok());
+                        of.map(u64::from_le_bytes).ok_or("a record that nobody wrote")?
                     }
                 };
                 if *number.get_or_insert(of) != of {
                     return Err("records of two batches in one".into());
                 }
+                // Markers have keys of their own.
+                let key = record.key.filter(|_| !header.attributes.is_control());
+                let whole = key.is_none_or(|key| key == key_of(of));
+                if !whole || key.is_some() && record.value.is_none() != is_tombstone(of) {
+                    return Err("a key or value that nobody wrote".into());
+                }
+                last = Some((record.offset, record.key.is_some()));
             }
             let count = header.next_offset() - header.base_offset;
-            let number = number.ok_or("a batch without records")?;
+            if last.is_some_and(|(offset, _)| offset != header.last_offset()) {
+                return Err(format!(
+                    "the newest record of the batch at {} is gone",
+                    header.base_offset
+                ));
+            }
+            if number.is_none() && header.record_count > 0 {
+                return Err("a batch without its records".into());
+            }
+            let number = number.unwrap_or(EMPTIED);
             found.push(Stored { number, base: header.base_offset, count });
         }
         if lease.next_offset().0 <= offset {

@@ -126,8 +126,6 @@ type Aborted = (i64, i64, i64, i64);
 
 #[derive(Default)]
 struct Oracle {
-    /// First offset and marker of every transaction that has ended.
-    ended: Vec<(i64, i64)>,
     told: BTreeMap<i64, Told>,
     aborted: Vec<Aborted>,
     /// Producers of abort markers, by offset.
@@ -199,8 +197,6 @@ impl Oracle {
         }
         told.coordinator = Some(number as i32);
         let first = told.open.take();
-        // One whose beginning is below the log start may have been long, or empty.
-        self.ended.push((first.unwrap_or(-1), at));
         if outcome(number) == TransactionOutcome::Abort {
             self.markers.insert(at, id);
             self.aborted.extend(first.map(|first| (id, first, at, stable)));
@@ -217,17 +213,14 @@ pub(super) fn check(partition: &Partition) -> Result<(), String> {
     let oracle = Oracle::read(partition, start, end)?;
     let states = partition.producers().map_err(|e| format!("producers: {e}"))?;
     let open = states.iter().map(|s| s.transaction_first_offset).filter(|first| *first >= 0);
-    // Until its marker is below the high watermark a transaction is as good as open; one that had
-    // ended before the log was opened is not, as in Kafka.
+    // Until its marker is below the high watermark a transaction is as good as open, unless it had
+    // ended before the log was opened: there the offset may be lower, never higher.
     let mark = partition.high_watermark().0;
-    let ended = oracle.ended.iter().filter(|(_, at)| *at >= mark).map(|(first, _)| *first);
     let opened = open.min().map_or(end, |first| first.max(start)).min(mark);
-    let known = ended.clone().filter(|first| *first >= 0).min();
-    let [stable, lowest] = [known, ended.min()]
-        .map(|first| first.map_or(opened, |first| first.max(start).min(opened)));
-    if ![opened, stable, lowest].contains(&partition.last_stable_offset().0) {
+    let stable = partition.last_stable_offset().0;
+    if stable > opened || stable < start || mark == end && stable != opened {
         let found = partition.last_stable_offset();
-        return Err(format!("the last stable offset is {found}, not {stable}: {states:?}"));
+        return Err(format!("the last stable offset is {found}, not {opened}: {states:?}"));
     }
     for state in &states {
         if !oracle.told.contains_key(&state.producer_id) && state.last_offset >= start {

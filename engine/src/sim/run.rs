@@ -2,15 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::model::{Died, Model, Stored};
+use super::model::{Died, Model, Stored, is_tombstone, key_of};
 use super::producers::{self, CLIENTS, Client};
 use super::retain::Terms;
 use super::values::{Held, Values};
-use crate::config::{Config, PartitionConfig};
+use crate::config::{CleanupPolicy, Config, PartitionConfig};
 use crate::engine::{Engine, Threads};
 use crate::format::{BatchBuilder, Codec};
 use crate::io::Clock;
 use crate::io::sim::{CrashKind, FaultRates, Knobs, Rng, SimWorld};
+use crate::planted::{Bug, planted};
 use crate::{
     AppendInfo, AppendOptions, Cursor, Durability, LeaderEpoch, Offset, Partition, Pending,
 };
@@ -35,6 +36,8 @@ pub(super) struct Plan {
     pub(super) faults: u32,
     /// Retention, pins and changes of settings are among the work.
     pub(super) retention: bool,
+    /// Records have keys, and the log is compacted now and then.
+    pub(super) compacts: bool,
     /// The crash comes at this I/O of the life instead of a random one.
     pub(super) cut_at: Option<u64>,
     /// This I/O of the life fails with this errno.
@@ -44,6 +47,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn random(seed: u64) -> Plan {
         let mut rng = Rng::new(seed);
+        // One in three retains, one in three compacts.
+        let kind = rng.below(3);
         Plan {
             seed,
             partitions: 1 + u32::try_from(rng.below(3)).unwrap(),
@@ -51,7 +56,8 @@ impl Plan {
             crashes: 1 + u32::try_from(rng.below(3)).unwrap(),
             power_only: false,
             faults: if rng.below(4) == 0 { 2_000 } else { 0 },
-            retention: rng.below(3) == 0,
+            retention: kind == 0,
+            compacts: kind == 1,
             cut_at: None,
             fail_at: None,
         }
@@ -68,6 +74,7 @@ pub(super) struct Seen {
     pub(super) replayed_bytes: u64,
     /// Segments that retention deleted.
     pub(super) deleted: u64,
+    pub(super) compacted: u64,
 }
 
 /// The directory, its oracles, and what is under way.
@@ -172,6 +179,11 @@ impl Life {
         config.partition = PartitionConfig {
             segment_bytes: 1024 + u32::try_from(self.plan.seed % 4).unwrap() * 700,
             index_interval_bytes: 200,
+            cleanup_policy: match self.plan.compacts {
+                true => CleanupPolicy::Compact,
+                false => CleanupPolicy::Delete,
+            },
+            delete_retention_ms: 100,
             ..self.retention_config()
         };
         config.clock = self.world.clock();
@@ -384,13 +396,27 @@ impl Life {
 
     fn operation(&mut self) {
         let at = self.rng.index(self.partitions.len());
+        if planted(Bug::FramesOutOfOrder) {
+            // It shows where several frames are under way: other work would keep them few.
+            return match self.rng.below(10) {
+                0..=6 => self.append(at, Durability::Durable),
+                7 => self.append(at, Durability::Written),
+                8 => self.turn(),
+                _ => self.settle(),
+            };
+        }
         if self.plan.retention && self.rng.below(4) == 0 {
             return self.retention_operation(at);
+        }
+        if self.plan.compacts && self.rng.below(8) == 0 {
+            return self.compact(at);
         }
         match self.rng.below(66) {
             56..=59 => self.change(at, Durability::Durable),
             60..=62 => self.change(at, Durability::Written),
             63..=65 => self.commit(),
+            // Their oracle reads the whole log, and compaction would have taken some of it.
+            39..=53 if self.plan.compacts => self.settle(),
             0..=15 => self.append(at, Durability::Durable),
             16..=24 => self.append(at, Durability::Written),
             25..=31 => self.turn(),
@@ -417,10 +443,15 @@ impl Life {
         self.next_number += 1;
         let count = 1 + i64::try_from(self.rng.below(3)).unwrap();
         let mut batch = BatchBuilder::new(Codec::None);
-        let mut value = number.to_le_bytes().to_vec();
-        value.resize(8 + self.rng.index(300), 0x2a);
+        let value = vec![0x2a; self.rng.index(300)];
+        let (key, value) = match self.plan.compacts {
+            true => (Some(key_of(number)), (!is_tombstone(number)).then_some(&value[..])),
+            false => (None, Some(&value[..])),
+        };
+        let key = key.as_ref().map(|key| &key[..]);
         for i in 0..count {
-            batch.append(1_000 + i, None, Some(&value), &[]).unwrap();
+            let header = ("n", Some(&number.to_le_bytes()[..]));
+            batch.append(1_000 + i, key, value, &[header]).unwrap();
         }
         let options = AppendOptions { durability, leader_epoch: None::<LeaderEpoch> };
         // A full mailbox is no answer about the batch.
@@ -677,12 +708,24 @@ impl Life {
         say!(self, "partition {at} deleted before {before}: {deleted:?}");
     }
 
+    fn compact(&mut self, at: usize) {
+        self.settle();
+        if self.rng.coin() {
+            let _ = self.partitions[at].roll();
+        }
+        let end = self.models[at].log_end();
+        self.models[at].compacting(end);
+        let compacted = self.partitions[at].compact();
+        say!(self, "partition {at} compacted: {compacted:?}");
+        self.seen.compacted += u64::from(compacted.is_ok_and(|run| run.passes > 0));
+    }
+
     fn truncate(&mut self, at: usize) {
         self.settle();
         let end = self.models[at].log_end();
         let start = self.partitions[at].log_start_offset().0;
         let to = self.rng.below(1 + end.cast_unsigned()).cast_signed();
-        let to = self.models[at].boundary_at_or_below(to);
+        let Some(to) = self.models[at].boundary_in(&self.partitions[at], to) else { return };
         if to < start || to == end {
             return;
         }

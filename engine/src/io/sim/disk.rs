@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The disk, as it is found after a crash; dead after the next one.
 #[derive(Debug)]
@@ -255,6 +255,16 @@ impl File for SimFile {
         // What it has written may be on the disk, as may be all that was not synced.
         let subject = Subject::File(self.ino);
         error(self.shared.lock().whole(self.epoch, Call::WriteBack, subject, |_| Ok(())))
+    }
+
+    fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let (ino, subject) = (self.ino, Subject::File(self.ino));
+        let mut state = self.shared.lock();
+        error(state.whole(self.epoch, Call::Stat, subject, |state| {
+            state.inodes[ino as usize].modified_ms = i64::try_from(since_1970).unwrap_or(i64::MAX);
+            Ok(())
+        }))
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
