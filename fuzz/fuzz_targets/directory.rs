@@ -4,7 +4,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use loglane::format::{BatchBuilder, Codec, stamp};
-use loglane::{Config, Engine, Error, FetchOptions, Lease, Offset, View};
+use loglane::{
+    Config, Engine, Error, FetchOptions, Isolation, Lease, Offset, OffsetQuery, View,
+};
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,7 +71,7 @@ fuzz_target!(|input: (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>, u8, bool)| {
     if let Ok(view) = View::open(&dir) {
         let seen = view.partition("t", 0).unwrap();
         read_all(seen.log_start_offset(), |offset| seen.fetch(offset, &options));
-        let _ = seen.offset_for_timestamp(3);
+        let _ = seen.list_offset(OffsetQuery::At(3), Isolation::LogEnd);
     }
     let mut config = Config::new(&dir);
     config.shards = 1;
