@@ -22,7 +22,7 @@ plot: ## measure and draw docs/img/throughput.svg (run it on a quiet machine)
 plot-durable: ## a minute of durable appends and restarts of up to 16 GB, drawn (needs 40 GB and 10 minutes)
 	$(CARGO) build --release --quiet -p loglane-cli -p loglane-tests
 	@mkdir -p docs/img target
-	@set -e; l="target/release/loglane bench --quiet"; \
+	@set -eo pipefail; l="target/release/loglane bench --quiet"; \
 	$$l append --class durable --in-flight 16 --seconds 60 --json | tee target/seconds.jsonl; \
 	for run in "1G 1" "4G 1" "16G 1" "4G 1000" "4G 20000"; do set -- $$run; \
 	  $$l restart --bytes $$1 --partitions $$2 --json; done | tee target/restart.jsonl
